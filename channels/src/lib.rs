@@ -1,0 +1,1 @@
+//! The partition bus at run time: Root, Guest, Provider, Channel, requests and pipes

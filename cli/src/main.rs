@@ -1,0 +1,2 @@
+//! The `vmbus` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What a partition is on Linux: memory, doorbells, the attach socket

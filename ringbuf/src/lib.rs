@@ -1,0 +1,1 @@
+//! The VMBus ring: control page, producer, consumer and packets in shared memory

@@ -1,0 +1,1 @@
+//! What needs more than one crate of the partition bus: conformance, real processes, real peers

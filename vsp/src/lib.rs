@@ -1,0 +1,1 @@
+//! Service providers of the partition bus: storage
