@@ -47,7 +47,9 @@ pub enum GpaError {
         pages: usize,
     },
     /// A region is empty, not whole pages, wraps, or overlaps another.
-    #[error("region of {size:#x} bytes at {gpa:#x} is empty, not whole pages, beyond the end, or overlaps another")]
+    #[error(
+        "region of {size:#x} bytes at {gpa:#x} is empty, not whole pages, beyond the end, or overlaps another"
+    )]
     BadRegion {
         /// Its guest-physical address.
         gpa: u64,
@@ -246,7 +248,9 @@ type Runs = SmallVec<[Run; 4]>;
 #[inline]
 fn push_run(runs: &mut Runs, run: Run) {
     match runs.last_mut() {
-        Some(last) if last.region == run.region && last.offset + last.len == run.offset => last.len += run.len,
+        Some(last) if last.region == run.region && last.offset + last.len == run.offset => {
+            last.len += run.len
+        }
         _ => runs.push(run),
     }
 }

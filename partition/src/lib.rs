@@ -10,6 +10,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod gpa;
+pub mod io;
 pub mod memory;
 mod raw;
 pub mod ring;

@@ -86,7 +86,8 @@ impl Memfd {
     pub fn from_peer(file: OwnedFd) -> Result<Self, MemoryError> {
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| MemoryError::NotSealable)?;
         if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
-            fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).map_err(|_| MemoryError::Shrinkable)?;
+            fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))
+                .map_err(|_| MemoryError::Shrinkable)?;
         }
         let failed = |what| move |errno: nix::Error| MemoryError::System { what, source: errno.into() };
         let kind = fstatfs(&file).map_err(failed("asking for a file's kind"))?.filesystem_type();
@@ -122,11 +123,6 @@ impl Memfd {
     /// As [`Memfd::map`].
     pub fn map_all(&self) -> Result<Mapping, MemoryError> {
         self.map(0, self.size)
-    }
-
-    /// Whether both are the same file as far as this process knows: clones of one value.
-    pub(crate) fn is_same(&self, other: &Memfd) -> bool {
-        Arc::ptr_eq(&self.file, &other.file)
     }
 
     fn check(&self, offset: u64, size: u64) -> Result<(), MemoryError> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 use vmbus_core::PAGE_SIZE;
+use vmbus_ringbuf::{ControlWord, RingMemory};
 
 use crate::gpa::{GpaError, GpaSpace, take_maps};
 use crate::raw::{Map, Piece, View};
@@ -48,7 +49,9 @@ impl GpaSpace {
         let (control, data) = match self.map_twice(&places) {
             Some((control, data)) => (control, data),
             None => {
-                let page = |place: &Place| self.regions()[place.region].mapping.view().slice(place.offset, PAGE_SIZE);
+                let page = |place: &Place| {
+                    self.regions()[place.region].mapping.view().slice(place.offset, PAGE_SIZE)
+                };
                 (page(&places[0]), Data::Pages(places[1..].iter().map(page).collect()))
             }
         };
@@ -118,9 +121,26 @@ impl RingMapping {
             Data::Pages(_) => false,
         }
     }
+}
+
+impl RingMemory for RingMapping {
+    #[inline]
+    fn data_size(&self) -> u32 {
+        self.size
+    }
 
     #[inline]
-    fn read_bytes(&self, at: u32, into: &mut [u8]) {
+    fn load(&self, word: ControlWord, order: Ordering) -> u32 {
+        u32::from_le(self.control.word_u32(word.offset()).load(order))
+    }
+
+    #[inline]
+    fn store(&self, word: ControlWord, value: u32, order: Ordering) {
+        self.control.word_u32(word.offset()).store(value.to_le(), order);
+    }
+
+    #[inline]
+    fn read(&self, at: u32, into: &mut [u8]) {
         match &self.data {
             Data::Twice { data, .. } => data.read(at as usize, into),
             Data::Pages(pages) => {
@@ -135,7 +155,7 @@ impl RingMapping {
     }
 
     #[inline]
-    fn write_bytes(&self, at: u32, from: &[u8]) {
+    fn write(&self, at: u32, from: &[u8]) {
         match &self.data {
             Data::Twice { data, .. } => data.write(at as usize, from),
             Data::Pages(pages) => {
@@ -150,12 +170,30 @@ impl RingMapping {
     }
 
     #[inline]
-    fn place(&self, at: u32) -> (&View, usize) {
+    fn read_u64(&self, at: u32) -> u64 {
         match &self.data {
-            Data::Twice { data, .. } => (data, at as usize),
-            Data::Pages(pages) => (&pages[at as usize / PAGE_SIZE % pages.len()], at as usize % PAGE_SIZE),
+            Data::Twice { data, .. } => data.read_u64(at as usize),
+            Data::Pages(pages) => {
+                let (page, offset) = place(pages, at);
+                page.read_u64(offset)
+            }
         }
     }
+
+    #[inline]
+    fn write_u64(&self, at: u32, value: u64) {
+        match &self.data {
+            Data::Twice { data, .. } => data.write_u64(at as usize, value),
+            Data::Pages(pages) => {
+                let (page, offset) = place(pages, at);
+                page.write_u64(offset, value);
+            }
+        }
+    }
+}
+
+fn place(pages: &[View], at: u32) -> (&View, usize) {
+    (&pages[at as usize / PAGE_SIZE % pages.len()], at as usize % PAGE_SIZE)
 }
 
 struct PagePart<'a> {
@@ -170,7 +208,11 @@ fn parts(pages: &[View], at: usize, len: usize) -> impl Iterator<Item = PagePart
     let (mut at, mut left) = (at, len);
     std::iter::from_fn(move || {
         let offset = at % PAGE_SIZE;
-        let part = PagePart { page: &pages[at / PAGE_SIZE % pages.len()], offset, len: left.min(PAGE_SIZE - offset) };
+        let part = PagePart {
+            page: &pages[at / PAGE_SIZE % pages.len()],
+            offset,
+            len: left.min(PAGE_SIZE - offset),
+        };
         at += part.len;
         left -= part.len;
         (part.len > 0).then_some(part)

@@ -1,4 +1,5 @@
 //! Guest pages: what a peer's page numbers become.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that fails may panic")]
 
 use std::sync::Arc;
 
@@ -60,7 +61,10 @@ fn pages_that_are_no_memory_are_refused() {
         assert_eq!(space.pages_of(0, 1, [pfn].into_iter()).unwrap_err(), GpaError::NoSuchPage { pfn });
     }
     assert!(matches!(space.pages_of(0, 4097, [0x10].into_iter()), Err(GpaError::WrongPageCount { .. })));
-    assert!(matches!(space.pages_of(4096, 1, [0x10, 0x11].into_iter()), Err(GpaError::WrongPageCount { .. })));
+    assert!(matches!(
+        space.pages_of(4096, 1, [0x10, 0x11].into_iter()),
+        Err(GpaError::WrongPageCount { .. })
+    ));
     assert!(matches!(space.span(HIGH, 4 * 4096 + 1), Err(GpaError::NoSuchPage { .. })));
     assert!(matches!(space.span(u64::MAX, 2), Err(GpaError::NoSuchPage { .. })));
 }

@@ -1,4 +1,5 @@
 //! Memory files, mappings and copies: what both sides of a shared memory see.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that fails may panic")]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -67,8 +68,13 @@ fn a_file_that_refuses_writing_gives_an_error_and_no_mapping() {
 #[test]
 fn parts_outside_of_the_file_are_refused() {
     let file = Memfd::new("test", 8192).unwrap();
-    for (offset, size) in [(0, 0), (0, 12288), (4096, 8192), (1, 4096), (0, 100), (u64::MAX - 4095, 4096), (8192, 4096)] {
-        assert!(matches!(file.map(offset, size), Err(MemoryError::OutsideFile { .. })), "{offset:#x} {size:#x}");
+    for (offset, size) in
+        [(0, 0), (0, 12288), (4096, 8192), (1, 4096), (0, 100), (u64::MAX - 4095, 4096), (8192, 4096)]
+    {
+        assert!(
+            matches!(file.map(offset, size), Err(MemoryError::OutsideFile { .. })),
+            "{offset:#x} {size:#x}"
+        );
     }
 }
 
@@ -87,7 +93,9 @@ fn every_writer_wins_once_when_threads_set_bits() {
             .map(|_| {
                 let memory = memory.clone();
                 scope.spawn(move || {
-                    (0..64).filter(|bit| memory.fetch_or_u64(64, 1 << bit, Ordering::SeqCst) & 1 << bit == 0).count()
+                    (0..64)
+                        .filter(|bit| memory.fetch_or_u64(64, 1 << bit, Ordering::SeqCst) & 1 << bit == 0)
+                        .count()
                 })
             })
             .collect();

@@ -34,7 +34,14 @@ impl Map {
         let offset = file_offset(piece.offset)?;
         // SAFETY: the kernel chooses a free place, so no existing mapping is touched.
         let base = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, piece.file, offset)
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                piece.file,
+                offset,
+            )
         }?;
         Ok(Self { base: base.cast(), len: piece.len })
     }

@@ -5,8 +5,10 @@
 #![allow(unsafe_code)]
 
 mod copy;
+mod io;
 mod map;
 mod view;
 
+pub(crate) use io::{Direction, Part, transfer};
 pub(crate) use map::{Map, Piece};
 pub(crate) use view::View;
