@@ -13,9 +13,13 @@ extern crate std;
 pub mod guid;
 pub mod memory;
 pub mod message;
+mod open_values;
+pub mod pages;
+pub mod status;
 pub mod version;
 
 pub use guid::Guid;
+pub use status::Status;
 pub use version::{FeatureFlags, Version};
 
 /// Size in bytes of a page of guest memory, whatever the guest's own page size.
