@@ -14,6 +14,7 @@ pub mod guid;
 pub mod memory;
 pub mod message;
 pub mod pages;
+pub mod server;
 pub mod status;
 pub mod storage;
 pub mod version;
