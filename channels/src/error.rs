@@ -110,7 +110,25 @@ pub enum ChannelError {
         /// What `Offer::completion_room` said.
         room: usize,
     },
+    /// Nothing came in the time given.
+    #[error("nothing came in time")]
+    TimedOut,
+    /// The system refused something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// A device's own failure.
     #[error("{0}")]
     Device(String),
+}
+
+impl ChannelError {
+    /// Whether the channel is of no use any more.
+    pub(crate) fn ends_channel(&self) -> bool {
+        match self {
+            Self::Closed | Self::Ring(_) | Self::Memory(_) | Self::Protocol(_) => true,
+            Self::TooLarge { .. } | Self::CompletionTooLarge { .. } | Self::TimedOut | Self::Io(_) | Self::Device(_) => {
+                false
+            }
+        }
+    }
 }

@@ -37,7 +37,7 @@ impl Default for Spin {
 }
 
 /// What one waiter has learned.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Spinner {
     spin: Spin,
     /// Waits still to pass without looking.

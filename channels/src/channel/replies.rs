@@ -79,22 +79,23 @@ impl Replies {
         Ok(())
     }
 
-    /// The reply, once, if it has come; else `context` is woken when it does.
-    pub(crate) fn poll(&mut self, id: u64, context: Option<&Context<'_>>) -> Poll<Option<Reply>> {
-        let Ok((index, slot)) = self.slot(id) else { return Poll::Ready(None) };
-        match &mut slot.state {
-            State::Free => Poll::Ready(None),
-            State::Waiting { waker, .. } => {
-                if let Some(context) = context {
-                    *waker = Some(context.waker().clone());
-                }
+    /// The reply, once, if it has come.
+    pub(crate) fn take(&mut self, id: u64) -> Option<Reply> {
+        let (index, slot) = self.slot(id).ok()?;
+        let State::Done(reply) = &mut slot.state else { return None };
+        let reply = std::mem::take(reply);
+        self.release(index);
+        Some(reply)
+    }
+
+    /// Ready when [`take`](Self::take) gives the reply; until then `context` is woken when it does.
+    pub(crate) fn poll_done(&mut self, id: u64, context: &Context<'_>) -> Poll<()> {
+        match self.slot(id).map(|(_, slot)| &mut slot.state) {
+            Ok(State::Waiting { waker, .. }) => {
+                *waker = Some(context.waker().clone());
                 Poll::Pending
             }
-            State::Done(reply) => {
-                let reply = std::mem::take(reply);
-                self.release(index);
-                Poll::Ready(Some(reply))
-            }
+            Ok(State::Free | State::Done(_)) | Err(UnknownId) => Poll::Ready(()),
         }
     }
 
@@ -141,11 +142,11 @@ mod tests {
         let first = replies.start(Held::new());
         let second = replies.start(Held::new());
         assert_ne!(first, 0);
-        assert!(replies.poll(first, None).is_pending());
+        assert_eq!(replies.take(first), None);
         replies.complete(second, reply(b"two")).unwrap();
         assert!(replies.complete(second, reply(b"again")).is_err());
-        assert_eq!(replies.poll(second, None), Poll::Ready(Some(reply(b"two"))));
-        assert_eq!(replies.poll(second, None), Poll::Ready(None));
+        assert_eq!(replies.take(second), Some(reply(b"two")));
+        assert_eq!(replies.take(second), None);
 
         let third = replies.start(Held::new());
         assert_ne!(third, second, "a slot's next request has another id");
