@@ -21,7 +21,11 @@ pub fn run(bytes: &[u8]) {
                 panic!("{message:?} was encoded as {sent:?}, which is no message");
             };
             assert_eq!(read.info().number, info.number);
-            assert_eq!(read.encode(version, features), sent, "the same message is not sent the same way twice");
+            assert_eq!(
+                read.encode(version, features),
+                sent,
+                "the same message is not sent the same way twice"
+            );
         }
     }
 }

@@ -6,9 +6,11 @@
 
 pub mod control;
 pub mod pages;
+pub mod storage;
 
 /// A fuzz target's body.
 pub type Body = fn(&[u8]);
 
 /// All targets with a body in this library.
-pub const TARGETS: &[(&str, Body)] = &[("control", control::run), ("pages", pages::run)];
+pub const TARGETS: &[(&str, Body)] =
+    &[("control", control::run), ("pages", pages::run), ("storage", storage::run)];
