@@ -18,7 +18,7 @@ use crate::error::ChannelError;
 use crate::spin::{Spin, Spinner};
 
 /// Completion space is set aside for this many requests at a time.
-const GRANTS_AT_ONCE: usize = 32;
+pub(super) const GRANTS_AT_ONCE: usize = 32;
 /// Requests that wait in private memory because somebody looked for replies only. More stay in the ring.
 const QUEUED_AT_MOST: usize = 64;
 /// Looks in vain after which the space of packets already taken is given back.
@@ -35,11 +35,11 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(memory: RingMapping) -> Result<Self, RingFault> {
+    pub(super) fn new(memory: RingMapping, grants: usize) -> Result<Self, RingFault> {
         Ok(Self {
             consumer: Consumer::new(memory)?,
             masked: false,
-            grants: 0,
+            grants,
             queued: VecDeque::new(),
             spinner: Spinner::new(Spin::default()),
         })
@@ -286,7 +286,7 @@ impl Core {
         if free == 0 {
             return Ok(Some(Nothing::AtLimit));
         }
-        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.completion_size())?;
+        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
@@ -377,7 +377,7 @@ impl Core {
                 let mut incoming = lock(&self.incoming);
                 !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
             }
-            Nothing::NoRoom => self.has_room(self.completion_size()),
+            Nothing::NoRoom => self.has_room(self.limits.completion_size()),
             Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,
         }
     }

@@ -35,11 +35,6 @@ impl Outgoing {
         self.reserved += fitting * size;
         Ok(fitting)
     }
-
-    /// Gives back space of completions that will not come.
-    pub(super) fn unreserve(&mut self, bytes: usize) {
-        self.reserved = self.reserved.saturating_sub(bytes);
-    }
 }
 
 /// What became of a packet.
@@ -151,7 +146,7 @@ impl Core {
         let mut batch = producer.batch();
         let mut result = Ok(());
         for (id, payload) in completions {
-            *reserved = reserved.saturating_sub(self.completion_size());
+            *reserved = reserved.saturating_sub(self.limits.completion_size());
             // Room was set aside, so only a peer that moved its read index backwards is refused here.
             if let Err(error) = batch.push(Packet::completion(id, payload)) {
                 result = Err(refused(error, payload.len(), ring));
@@ -163,10 +158,9 @@ impl Core {
         result
     }
 
-    /// Ring space that one completion takes at most.
-    pub(super) fn completion_size(&self) -> usize {
-        // The offer's room was bounded when the channel was opened.
-        packet_size(0, self.limits.completion_room).unwrap_or(usize::MAX)
+    pub(super) fn check_completion(&self, len: usize) -> Result<(), ChannelError> {
+        let room = self.limits.completion_room;
+        if len > room { Err(ChannelError::CompletionTooLarge { len, room }) } else { Ok(()) }
     }
 
     /// A request was dropped unanswered: answers in its place, or closes the channel if there is no answer to give.
