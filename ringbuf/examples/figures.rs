@@ -23,37 +23,80 @@ fn main() {
     let rounds: usize = arguments.next().map_or(21, |rounds| rounds.parse().expect("a number of rounds"));
     let filter = arguments.next().unwrap_or_default();
 
-    let measurements: &[(&str, &str, fn() -> f64)] = &[
-        ("one thread, 64 B, batches of 32", "ns CPU/packet", || one_thread::<64>(32, 1_000_000)),
-        ("one thread, 64 B, one by one", "ns CPU/packet", || one_thread::<64>(1, 1_000_000)),
-        ("one thread, 4 KiB, one by one", "ns CPU/packet", || one_thread::<4096>(1, 50_000)),
-        ("rtrb, two threads, 64 B", "M/s", || rtrb_two_threads::<64>(1_000_000) / 1e6),
-        ("two threads, 64 B, batches of 32", "M/s", || two_threads::<64>(32, 1_000_000) / 1e6),
-        ("two threads, 64 B, one by one", "M/s", || two_threads::<64>(1, 1_000_000) / 1e6),
-        ("copies, two threads, 4 KiB", "GB/s", || plain_copies::<4096>(100_000) * 4096.0 / 1e9),
-        ("two threads, 4 KiB, one by one", "GB/s", || two_threads::<4096>(1, 100_000) * 4096.0 / 1e9),
-        ("two threads, 4 KiB, batches of 32", "GB/s", || two_threads::<4096>(32, 100_000) * 4096.0 / 1e9),
-        ("copies, two threads, 64 KiB", "GB/s", || plain_copies::<65536>(8_000) * 65536.0 / 1e9),
-        ("two threads, 64 KiB, one by one", "GB/s", || two_threads::<65536>(1, 8_000) * 65536.0 / 1e9),
-        ("ping-pong, two threads, 64 B", "ns/round", || ping_pong(100_000)),
-        ("bare ping-pong over two lines", "ns/round", || bare_ping_pong(100_000)),
-    ];
-    let mut samples = vec![Vec::new(); measurements.len()];
+    let mut samples = vec![Vec::new(); MEASUREMENTS.len()];
     for _ in 0..rounds {
-        for ((name, _, measure), samples) in measurements.iter().zip(&mut samples) {
-            if name.contains(&filter) {
-                samples.push(measure());
+        for (measurement, samples) in MEASUREMENTS.iter().zip(&mut samples) {
+            if measurement.name.contains(&filter) {
+                samples.push((measurement.measure)());
             }
         }
     }
-    for ((name, unit, _), mut samples) in measurements.iter().zip(samples) {
-        if samples.is_empty() {
+    for (measurement, taken) in MEASUREMENTS.iter().zip(&samples) {
+        if taken.is_empty() {
             continue;
         }
-        samples.sort_by(f64::total_cmp);
-        let (low, high) = (samples[0], samples[samples.len() - 1]);
-        println!("{name:36} median {:8.2}   range {low:8.2} .. {high:8.2} {unit}", samples[samples.len() / 2]);
+        let (low, middle, high) = spread(taken.clone());
+        print!("{:34} {middle:8.2} {:13} ({low:.2} .. {high:.2})", measurement.name, measurement.unit);
+        let beside = MEASUREMENTS.iter().position(|other| other.name == measurement.beside);
+        if let Some(beside) = beside.filter(|&beside| !samples[beside].is_empty()) {
+            // Round by round, as the machine drifts.
+            let ratios = taken.iter().zip(&samples[beside]).map(|(ours, theirs)| ours / theirs).collect();
+            let (low, middle, high) = spread(ratios);
+            print!(", {middle:.2} times ({low:.2} .. {high:.2}) {}", measurement.beside);
+        }
+        println!();
     }
+}
+
+/// One line of the table.
+struct Measurement {
+    name: &'static str,
+    unit: &'static str,
+    /// The line it is to be compared with.
+    beside: &'static str,
+    measure: fn() -> f64,
+}
+
+const fn line(
+    name: &'static str,
+    unit: &'static str,
+    beside: &'static str,
+    measure: fn() -> f64,
+) -> Measurement {
+    Measurement { name, unit, beside, measure }
+}
+
+const RTRB: &str = "rtrb, two threads, 64 B";
+const COPIES_4K: &str = "copies, two threads, 4 KiB";
+const COPIES_64K: &str = "copies, two threads, 64 KiB";
+const BARE: &str = "bare ping-pong over two lines";
+
+const MEASUREMENTS: &[Measurement] = &[
+    line("one thread, 64 B, batches of 32", "ns CPU/packet", "", || one_thread::<64>(32, 1_000_000)),
+    line("one thread, 64 B, one by one", "ns CPU/packet", "", || one_thread::<64>(1, 1_000_000)),
+    line("one thread, 4 KiB, one by one", "ns CPU/packet", "", || one_thread::<4096>(1, 50_000)),
+    line(RTRB, "M/s", "", || rtrb_two_threads::<64>(1_000_000) / 1e6),
+    line("two threads, 64 B, batches of 32", "M/s", RTRB, || two_threads::<64>(32, 1_000_000) / 1e6),
+    line("two threads, 64 B, one by one", "M/s", RTRB, || two_threads::<64>(1, 1_000_000) / 1e6),
+    line(COPIES_4K, "GB/s", "", || plain_copies::<4096>(100_000) * 4096.0 / 1e9),
+    line("two threads, 4 KiB, one by one", "GB/s", COPIES_4K, || {
+        two_threads::<4096>(1, 100_000) * 4096.0 / 1e9
+    }),
+    line("two threads, 4 KiB, batches of 32", "GB/s", COPIES_4K, || {
+        two_threads::<4096>(32, 100_000) * 4096.0 / 1e9
+    }),
+    line(COPIES_64K, "GB/s", "", || plain_copies::<65536>(8_000) * 65536.0 / 1e9),
+    line("two threads, 64 KiB, one by one", "GB/s", COPIES_64K, || {
+        two_threads::<65536>(1, 8_000) * 65536.0 / 1e9
+    }),
+    line(BARE, "ns/round", "", || bare_ping_pong(100_000)),
+    line("ping-pong, two threads, 64 B", "ns/round", BARE, || ping_pong(100_000)),
+];
+
+/// Lowest, median, highest.
+fn spread(mut samples: Vec<f64>) -> (f64, f64, f64) {
+    samples.sort_by(f64::total_cmp);
+    (samples[0], samples[samples.len() / 2], samples[samples.len() - 1])
 }
 
 /// Nanoseconds of processor time per packet written and read.
@@ -72,7 +115,8 @@ fn one_thread<const LEN: usize>(batch: usize, packets: usize) -> f64 {
             writing.push(Outgoing::request(1, black_box::<&[u8; LEN]>(&payload))).unwrap();
         }
         let _ = black_box(writing.commit().unwrap());
-        while let Some(packet) = consumer.next().unwrap() {
+        for _ in 0..batch {
+            let packet = consumer.next().unwrap().expect("as many as were written");
             packet.read_payload(0, black_box::<&mut [u8; LEN]>(&mut into)).unwrap();
         }
         let _ = black_box(consumer.publish_if_due().unwrap());

@@ -198,7 +198,9 @@ impl OutgoingKind<'_> {
             OutgoingKind::InBand | OutgoingKind::Completion => {}
             OutgoingKind::TransferPages { .. }
             | OutgoingKind::GpaDirect(_)
-            | OutgoingKind::GpaDirectEncoded { .. } => self.write_ranges(memory, advance(start, 16, size), size),
+            | OutgoingKind::GpaDirectEncoded { .. } => {
+                self.write_ranges(memory, advance(start, 16, size), size)
+            }
         }
     }
 
