@@ -60,8 +60,8 @@ impl Side {
         }
     }
 
-    /// Asks the peer for bells from now on.
-    pub(crate) fn arm(&self) {
+    /// Asks the peer for one bell. `true`: it has signalled already, so do not sleep.
+    pub(crate) fn arm(&self) -> bool {
         match self {
             Self::Root { end, worker, .. } => end.arm(*worker),
             Self::Guest { end, vp, .. } => end.arm(*vp),

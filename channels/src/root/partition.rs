@@ -134,9 +134,6 @@ impl Partition {
 
     fn sources(&self) -> Result<Sources, std::io::Error> {
         let bell = self.end.worker_bell(SHARED_AREA);
-        if bell.is_some() {
-            self.end.arm(SHARED_AREA);
-        }
         Ok(Sources {
             socket: self.end.socket().map(reactor::read_write).transpose()?,
             bell: bell.map(reactor::readable).transpose()?,
@@ -151,6 +148,10 @@ impl Partition {
             let more = self.take_messages()?;
             self.act();
             let flushed = self.end.flush()?;
+            if self.end.arm(SHARED_AREA) || more {
+                tokio::task::yield_now().await;
+                continue;
+            }
             tokio::select! {
                 biased;
                 command = self.inbox.recv() => match command {
@@ -161,7 +162,6 @@ impl Partition {
                     }
                     None => return Ok(()),
                 },
-                () = std::future::ready(()), if more => tokio::task::yield_now().await,
                 result = readable(&sources.socket) => result?,
                 result = writable(&sources.socket), if !flushed => result?,
                 result = readable(&sources.bell) => {
