@@ -28,7 +28,7 @@ pub use vmbus_core::guid;
 pub use vmbus_partition::{Credentials, GuestPages};
 
 pub use buffer::{Buffer, BufferRange};
-pub use channel::{BlockingChannel, Channel, Completions, Pending, Reply, Request};
+pub use channel::{BlockingChannel, Channel, Completions, Pending, Reply, Request, Tagged};
 pub use error::{ChannelError, Error, Refusal};
 pub use event::Event;
 pub use guest::{Device, Guest, GuestBuilder, OfferedDevice};

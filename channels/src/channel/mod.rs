@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vmbus_ringbuf::{GpaRange, Outgoing, OutgoingKind, Pfns, TransferRange};
 
-pub use self::blocking::BlockingChannel;
+pub use self::blocking::{BlockingChannel, Tagged};
 pub(crate) use self::core::{Core, Limits};
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};

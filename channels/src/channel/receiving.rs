@@ -227,6 +227,49 @@ impl Core {
         found.transpose()
     }
 
+    /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
+    pub(crate) fn tagged_replies(
+        self: &Arc<Self>,
+        into: &mut Vec<(u64, Reply)>,
+        wait: bool,
+    ) -> Result<usize, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            let found = self.judge(self.look_for_tagged(into, wait))?;
+            if found > 0 || !wait {
+                return Ok(found);
+            }
+            let asleep = Instant::now();
+            self.park_blocking(seen, || self.last_look(&Nothing::Empty), pending(), None)?;
+            self.slept(asleep);
+        }
+    }
+
+    fn look_for_tagged(self: &Arc<Self>, into: &mut Vec<(u64, Reply)>, spin: bool) -> Result<usize, ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        incoming.mask();
+        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
+        let mut looks = 0;
+        let found = spinner.look(|| {
+            if self.is_closed() {
+                return Some(Err(ChannelError::Closed));
+            }
+            looks += 1;
+            if let Err(error) =
+                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
+            {
+                return Some(Err(error));
+            }
+            let count = lock(&self.replies).take_tagged(into);
+            (count > 0).then_some(Ok(count))
+        });
+        if spin {
+            incoming.spinner = spinner;
+        }
+        self.leave(incoming)?;
+        found.unwrap_or(Ok(0))
+    }
+
     /// Hands out all completions that are there; requests wait for who receives them.
     pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
         let mut incoming = lock(&self.incoming);

@@ -79,8 +79,8 @@ impl Side {
     /// Empties the bell of an area that serves this channel alone.
     pub(crate) fn drain_bell(&self) {
         match self {
-            Self::Root { end, worker, .. } => end.drain_bell(*worker),
-            Self::Guest { end, vp, .. } => end.drain_bell(*vp),
+            Self::Root { end, worker, .. } => end.clear_bell(*worker),
+            Self::Guest { end, vp, .. } => end.clear_bell(*vp),
         }
     }
 

@@ -2,20 +2,16 @@
 //! (`docs/src/protocol/attach.md`, "MEM_DIRTY").
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 use vmbus_partition::{GuestPages, RootEnd};
 
-use super::core::lock;
-
 /// The writes of one partition's devices: a ping after each, whose pong says that the guest sees them.
 pub(crate) struct Writes {
     needed: bool,
-    /// Number of the last ping that was sent. Pings go out in order, and pongs come back in order.
-    sent: Mutex<u32>,
-    /// Number of the last ping that came back.
+    /// Number of the last ping that came back; they come in the order in which they were sent.
     seen: AtomicU32,
     ended: AtomicBool,
     progress: Notify,
@@ -25,7 +21,6 @@ impl Writes {
     pub(crate) fn new(end: &Arc<dyn RootEnd>) -> Arc<Self> {
         Arc::new(Self {
             needed: !end.info().extended,
-            sent: Mutex::new(0),
             seen: AtomicU32::new(0),
             ended: AtomicBool::new(false),
             progress: Notify::new(),
@@ -40,12 +35,7 @@ impl Writes {
     /// Tells the guest and returns when it has seen it, or is gone.
     pub(crate) async fn tell(&self, end: &Arc<dyn RootEnd>, pages: &[GuestPages]) {
         let ranges: Vec<(u64, u64)> = pages.iter().flat_map(GuestPages::addresses).collect();
-        let number = {
-            let mut sent = lock(&self.sent);
-            *sent = sent.wrapping_add(1);
-            end.memory_written(&ranges, *sent);
-            *sent
-        };
+        let Some(number) = end.memory_written(&ranges) else { return };
         loop {
             let mut progress = pin!(self.progress.notified());
             progress.as_mut().enable();

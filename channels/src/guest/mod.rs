@@ -18,6 +18,9 @@ use crate::channel::Channel;
 use crate::error::Error;
 use crate::spin::Spin;
 
+/// The sharing domain of memory that only the root sees beside this guest.
+pub(crate) const ROOT_DOMAIN: u32 = 0;
+
 /// Which device to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -251,7 +254,7 @@ impl Guest {
     /// # Errors
     /// [`Error::OutOfSharedMemory`]: attach with more.
     pub fn share(&self, bytes: usize) -> Result<Buffer, Error> {
-        let pages = self.inner.end.allocate(bytes).map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
+        let pages = self.inner.end.allocate(ROOT_DOMAIN, bytes).map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
         Ok(Buffer::new(pages, bytes))
     }
 

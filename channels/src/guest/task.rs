@@ -15,9 +15,9 @@ use vmbus_core::message::UserDefined;
 use vmbus_core::pages::PageRanges;
 use vmbus_core::status::{HvStatus, Status};
 use vmbus_core::{PAGE_SIZE, Version};
-use vmbus_partition::{FromRoot, GuestEnd, LinkError, Refused, SharedPages, reactor};
+use vmbus_partition::{FromRoot, GuestEnd, LinkError, RefusedWhat, SharedPages, reactor};
 
-use super::{OfferedDevice, Offers};
+use super::{OfferedDevice, Offers, ROOT_DOMAIN};
 use crate::channel::{Channel, Core, Limits, Side, Wait};
 use crate::error::{Error, Refusal};
 use crate::spin::Spin;
@@ -28,6 +28,8 @@ const SHARED_AREA: u32 = 0;
 const MESSAGES_AT_ONCE: usize = 64;
 /// How long a refusal's reason may come after the refusal itself: they travel on two ways.
 const REASON_DELAY: Duration = Duration::from_millis(50);
+/// Connection id of a channel whose signals go to the root's shared area, without its channel id.
+const CHANNEL_CONNECTION: u32 = 0x2000;
 /// Completions that a guest sends are short, and requests of a host few.
 const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
 
@@ -168,7 +170,7 @@ impl Task {
                 result = writable(&socket), if !flushed => result?,
                 result = readable(&bell) => {
                     result?;
-                    self.end.drain_bell(SHARED_AREA);
+                    self.end.clear_bell(SHARED_AREA);
                 }
                 () = tokio::time::sleep_until(next_refusal.unwrap_or_else(Instant::now)), if next_refusal.is_some() => {}
             }
@@ -188,15 +190,17 @@ impl Task {
             match self.end.receive()? {
                 Some(FromRoot::Message { payload, .. }) => self.client.handle_message(&payload),
                 Some(FromRoot::ConnectionStatus { connection_id, status }) => {
-                    if status == HvStatus::INVALID_CONNECTION_ID.0 {
+                    if status == u32::from(HvStatus::INVALID_CONNECTION_ID.0) {
                         self.client.connection_refused(connection_id);
                     }
                 }
-                Some(FromRoot::Refused { what, id, reason, .. }) => match what {
-                    Refused::Open => _ = self.reasons.insert(id, reason),
-                    Refused::Attach => return Err(Error::Refused(Refusal::new(reason))),
-                    Refused::Share => {}
+                Some(FromRoot::Refused(refusal)) => match refusal.what {
+                    RefusedWhat::Open(relid) => _ = self.reasons.insert(relid, refusal.reason),
+                    RefusedWhat::Attach => return Err(Error::Refused(Refusal::new(refusal.reason))),
+                    RefusedWhat::Share(_) | RefusedWhat::Other(..) => {}
                 },
+                // A process has nothing to reset; it ends when its caller wants it to.
+                Some(FromRoot::SystemReset | FromRoot::SystemQuit | FromRoot::MemoryChanged) => {}
                 Some(FromRoot::HungUp) => return Err(Error::Disconnected),
                 None => return Ok(false),
             }
@@ -234,7 +238,7 @@ impl Task {
         if self.channels.contains_key(&relid) {
             return Err((Error::Refused(Refusal::new("this guest has the channel open already")), reply));
         }
-        let Ok(pages) = self.end.allocate(bytes) else {
+        let Ok(pages) = self.end.allocate(ROOT_DOMAIN, bytes) else {
             return Err((Error::OutOfSharedMemory { wanted: bytes }, reply));
         };
         // Both control pages start out as zeros, whatever the pages were before.
@@ -244,7 +248,7 @@ impl Task {
             Ok(Ok(list)) => list,
             Ok(Err(_)) | Err(_) => return Err((Error::OutOfSharedMemory { wanted: bytes }, reply)),
         };
-        match self.client.create_gpadl(relid, list) {
+        match self.client.create_gpadl(relid, &list) {
             Ok(gpadl) => {
                 let channel = OpenChannel {
                     pages: Some(pages),
@@ -275,11 +279,11 @@ impl Task {
     fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
         let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else { return };
         let request = client::OpenRequest {
-            gpadl,
+            ring_gpadl: gpadl,
             downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
             target_vp: channel.area,
             user_data: channel.user_data,
-            signal: None,
+            signals: None,
         };
         let opening = match result {
             Ok(()) => self.client.open(relid, request).map_err(|_| Failure::Rescinded),
@@ -396,7 +400,7 @@ impl Task {
             let _ = reply.send(Err(error));
         }
         // A list that was not created, or went with a rescind, is gone already.
-        if self.client.teardown_gpadl(channel.gpadl).is_ok()
+        if self.client.teardown_gpadl(relid, channel.gpadl).is_ok()
             && let Some(pages) = channel.pages.take()
         {
             self.rings.insert(channel.gpadl, Ring { _pages: pages, _core: channel.core });
@@ -439,7 +443,9 @@ impl Task {
     }
 
     fn offered(&mut self, offer: &OfferInfo) {
-        self.connections.insert(offer.relid, offer.connection_id);
+        // V1 names no connection: there the shared area of the root serves.
+        let connection_id = offer.connection_id.unwrap_or(CHANNEL_CONNECTION + offer.relid);
+        self.connections.insert(offer.relid, connection_id);
         let device = OfferedDevice {
             relid: offer.relid,
             class: offer.class,

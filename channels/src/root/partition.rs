@@ -12,7 +12,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use vmbus_core::server::{
     Answer, AskId, DeviceKey, OfferParams, Open, Question, Server, ServerAction, ServerInput,
 };
-use vmbus_partition::{FromGuest, LinkError, Refused, RootEnd, reactor};
+use vmbus_core::Version;
+use vmbus_partition::{FromGuest, LinkError, RefusedWhat, RootEnd, reactor};
 
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
@@ -28,6 +29,8 @@ const SHARED_AREA: u32 = 0;
 const MESSAGES_AT_ONCE: usize = 64;
 /// Faults of one partition that are reported one by one; beyond, only their number is.
 const FAULTS_REPORTED: u32 = 100;
+/// Bytes of a crashed guest's last words.
+const LAST_WORDS: usize = 4096;
 
 /// What others want of a partition's task.
 pub(super) enum Command {
@@ -166,7 +169,7 @@ impl Partition {
                 result = writable(&sources.socket), if !flushed => result?,
                 result = readable(&sources.bell) => {
                     result?;
-                    self.end.drain_bell(SHARED_AREA);
+                    self.end.clear_bell(SHARED_AREA);
                 }
             }
         }
@@ -205,14 +208,23 @@ impl Partition {
                 }
             }
             FromGuest::Reset => self.server.handle(ServerInput::Reset),
-            FromGuest::Crash { message, .. } => {
-                let message = String::from_utf8_lossy(&message).into_owned();
+            FromGuest::Crash { parameters, .. } => {
+                let message = self.last_words(&parameters);
                 self.root.tell(Event::Crashed { client: self.client.clone(), message });
             }
-            FromGuest::Pong { arg, .. } => self.writes.pong(arg),
-            FromGuest::HungUp => return Err(LinkError::HungUp),
+            FromGuest::Pong { arg } => self.writes.pong(arg),
+            FromGuest::HungUp => return Err(LinkError::Gone),
         }
         Ok(())
+    }
+
+    /// What Linux leaves behind: address and length of its last words.
+    fn last_words(&self, &[_, _, _, gpa, len]: &[u64; 5]) -> String {
+        let mut words = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(LAST_WORDS)];
+        match self.end.memory().span(gpa, words.len()).and_then(|pages| pages.read(0, &mut words)) {
+            Ok(()) => String::from_utf8_lossy(&words).into_owned(),
+            Err(_) => String::new(),
+        }
     }
 
     /// `true`: let the partition go.
@@ -337,28 +349,29 @@ impl Partition {
         let answer = match self.root.policy.decide(&self.client, question) {
             Ok(()) => Answer::Allow,
             Err(refusal) => {
-                let (what, number) = match question {
-                    Question::Version { .. } => (Refused::Attach, 0),
-                    Question::Offer { .. } => (Refused::Open, 0),
-                    Question::Share { gpadl, .. } => (Refused::Share, *gpadl),
-                    Question::Open { relid, .. } => (Refused::Open, *relid),
+                let what = match question {
+                    Question::Version { .. } => RefusedWhat::Attach,
+                    Question::Offer { .. } => RefusedWhat::Open(0),
+                    Question::Share { gpadl, .. } => RefusedWhat::Share(*gpadl),
+                    Question::Open { relid, .. } => RefusedWhat::Open(*relid),
                 };
-                self.refuse(what, number, format!("{question:?}"), &refusal);
+                self.refuse(what, format!("{question:?}"), &refusal);
                 Answer::Deny(refusal.status)
             }
         };
         self.server.handle(ServerInput::Decided { id, answer });
     }
 
-    fn refuse(&self, what: Refused, number: u32, described: String, refusal: &Refusal) {
-        self.end.refuse(what, number, refusal.status.0, &refusal.reason);
+    fn refuse(&self, what: RefusedWhat, described: String, refusal: &Refusal) {
+        let told = vmbus_partition::Refusal { what, code: refusal.status.0, reason: refusal.reason.clone() };
+        let _ = self.end.refuse(&told);
         let (client, reason) = (self.client.clone(), refusal.reason.clone());
         self.root.tell(Event::Refused { client, what: described, reason });
     }
 
     fn open_channel(&mut self, relid: u32, device: DeviceKey, open: &Open) {
         let result = self.try_open(relid, device, open).map_err(|refusal| {
-            self.refuse(Refused::Open, relid, format!("opening channel {relid}"), &refusal);
+            self.refuse(RefusedWhat::Open(relid), format!("opening channel {relid}"), &refusal);
             refusal.status
         });
         self.server.handle(ServerInput::Opened { relid, result });
@@ -367,6 +380,9 @@ impl Partition {
     fn try_open(&mut self, relid: u32, key: DeviceKey, open: &Open) -> Result<(), Refusal> {
         let Some(offered) = self.offered.get(&key) else { return Err(Refusal::new("the device is gone")) };
         let device = offered.device.clone();
+        // A guest that is told no connection id of its own signals where all such guests do.
+        let connected = self.server.connection();
+        let area = if connected.is_some_and(|now| now.version == Version::V1) { SHARED_AREA } else { offered.area };
         let memory = self.end.memory();
         let refuse = |error: &dyn std::fmt::Display| Refusal::new(error.to_string());
         let pages = open.ring.whole_pages().ok_or_else(|| Refusal::new("the rings are not whole pages"))?;
@@ -386,11 +402,11 @@ impl Partition {
             end: Arc::clone(&self.end),
             vp: AtomicU32::new(open.target_vp),
             flag: open.event_flag,
-            worker: offered.area,
+            worker: area,
             writes: Arc::clone(&self.writes),
         });
         let flag = u16::try_from(relid).unwrap_or(0);
-        let wait = if offered.area == SHARED_AREA {
+        let wait = if area == SHARED_AREA {
             let notify = Arc::new(Notify::new());
             self.by_flag.insert(flag, Arc::clone(&notify));
             self.by_connection.insert(open.connection_id, Arc::clone(&notify));
