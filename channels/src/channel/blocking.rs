@@ -2,11 +2,23 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use vmbus_ringbuf::{GpaRange, Outgoing};
 
-use super::{Channel, Completions, Pending, Request, gpa_range, replies};
+use super::{Channel, Completions, Pending, Reply, Request, gpa_range, replies};
 use crate::buffer::BufferRange;
 use crate::error::ChannelError;
+
+/// A request whose reply is told by its tag.
+#[derive(Clone, Debug)]
+pub struct Tagged {
+    /// The caller's name for it.
+    pub tag: u64,
+    /// Payload.
+    pub payload: SmallVec<[u8; 64]>,
+    /// Memory that the peer may access until it completes the request.
+    pub range: Option<BufferRange>,
+}
 
 /// A [`Channel`] whose waits block the calling thread.
 #[derive(Debug)]
@@ -71,6 +83,24 @@ impl BlockingChannel {
             self.channel.core.send_blocking(&Outgoing::gpa_direct(pending.id, &ranges, payload))?;
         }
         Ok(pending.sent())
+    }
+
+    /// Sends as many of `requests` (tag, payload, memory) as there is room for now, with one signal at most; gives how
+    /// many. Their replies come by [`replies`](Self::replies), with their tags. At least one is sent if any is given:
+    /// for that this waits.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn submit(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
+        self.channel.core.submit_tagged(requests)
+    }
+
+    /// Collects replies to tagged requests, waiting for at least one if `wait`; gives how many were added to `into`.
+    ///
+    /// # Errors
+    /// [`ChannelError::Closed`] if the channel has ended; none of the outstanding requests will be answered.
+    pub fn replies(&self, into: &mut Vec<(u64, Reply)>, wait: bool) -> Result<usize, ChannelError> {
+        self.channel.core.tagged_replies(into, wait)
     }
 
     /// As [`Channel::notify`].

@@ -8,6 +8,7 @@ mod request;
 mod sending;
 mod side;
 mod wait;
+mod writes;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,12 +16,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vmbus_ringbuf::{GpaRange, Outgoing, OutgoingKind, Pfns, TransferRange};
 
-pub use self::blocking::BlockingChannel;
+pub use self::blocking::{BlockingChannel, Tagged};
 pub(crate) use self::core::{Core, Limits};
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
-pub(crate) use self::side::{Side, Writes};
+pub(crate) use self::side::Side;
 pub(crate) use self::wait::Wait;
+pub(crate) use self::writes::Writes;
 use crate::buffer::BufferRange;
 use crate::error::ChannelError;
 use crate::spin::Spin;
@@ -123,6 +125,10 @@ impl Channel {
         let kind = OutgoingKind::TransferPages { set_id, ranges };
         self.core.send(&Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload }).await?;
         Ok(pending.sent())
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// The same channel for a thread without a runtime.
