@@ -1,0 +1,4 @@
+//! A synthetic SCSI controller and the disks behind it.
+
+pub mod backend;
+mod scratch;
