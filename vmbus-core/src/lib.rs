@@ -13,10 +13,11 @@ extern crate std;
 pub mod guid;
 pub mod memory;
 pub mod message;
-mod open_values;
 pub mod pages;
 pub mod status;
+pub mod storage;
 pub mod version;
+mod wire;
 
 pub use guid::Guid;
 pub use status::Status;

@@ -11,6 +11,7 @@ use core::ops::Deref;
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::wire::wire_struct;
 use crate::{FeatureFlags, Guid, Version};
 
 /// The longest payload of a control message, in bytes.
@@ -75,16 +76,6 @@ pub enum MessageError {
     /// The message is newer than the negotiated version, or its feature was not negotiated.
     #[error("message {0} was not negotiated")]
     NotNegotiated(u32),
-}
-
-macro_rules! wire_struct {
-    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$meta])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
-    };
 }
 
 /// 120 bytes whose meaning the device protocol gives.
@@ -209,7 +200,7 @@ messages! {
 
 wire_struct! {
     /// A device appears (188 bytes; 182 for V1, which ends after the monitor byte).
-    OfferChannel {
+    pub struct OfferChannel {
         /// Class of the device.
         interface_type: Guid,
         /// This device; the same for all its sub-channels.
@@ -263,22 +254,22 @@ bitflags::bitflags! {
 
 wire_struct! {
     /// A device disappears.
-    RescindChannelOffer {
+    pub struct RescindChannelOffer {
         /// The channel.
         relid: U32,
     }
 }
 wire_struct! {
     /// The guest wants the offers, once per connection.
-    RequestOffers {}
+    pub struct RequestOffers {}
 }
 wire_struct! {
     /// All offers that exist at this moment were sent.
-    AllOffersDelivered {}
+    pub struct AllOffersDelivered {}
 }
 wire_struct! {
     /// Opens a channel (140 bytes; 148 with guest-specified signal parameters or interrupt redirection).
-    OpenChannel {
+    pub struct OpenChannel {
         /// The channel.
         relid: U32,
         /// Echoed in the result.
@@ -301,7 +292,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Answer to an open.
-    OpenChannelResult {
+    pub struct OpenChannelResult {
         /// The channel.
         relid: U32,
         /// As in the request.
@@ -312,14 +303,14 @@ wire_struct! {
 }
 wire_struct! {
     /// Closes a channel; nothing answers.
-    CloseChannel {
+    pub struct CloseChannel {
         /// The channel.
         relid: U32,
     }
 }
 wire_struct! {
     /// Starts a page list; the ranges follow.
-    GpadlHeader {
+    pub struct GpadlHeader {
         /// The channel that it belongs to.
         relid: U32,
         /// Chosen by the guest, not 0.
@@ -332,7 +323,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Continues a page list.
-    GpadlBody {
+    pub struct GpadlBody {
         /// Counts bodies with some guests, 0 with others; never checked.
         message_number: U32,
         /// As in the header.
@@ -341,7 +332,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Answer to a complete page list.
-    GpadlCreated {
+    pub struct GpadlCreated {
         /// The channel.
         relid: U32,
         /// As in the header.
@@ -352,7 +343,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Asks for a page list back.
-    GpadlTeardown {
+    pub struct GpadlTeardown {
         /// The channel.
         relid: U32,
         /// The page list.
@@ -361,21 +352,21 @@ wire_struct! {
 }
 wire_struct! {
     /// The host has let go of a page list.
-    GpadlTorndown {
+    pub struct GpadlTorndown {
         /// The page list.
         gpadl: U32,
     }
 }
 wire_struct! {
     /// The guest has no more use for a rescinded or closed channel's id.
-    RelidReleased {
+    pub struct RelidReleased {
         /// The channel.
         relid: U32,
     }
 }
 wire_struct! {
     /// Asks for one version (32 bytes; 48 with a client id).
-    InitiateContact {
+    pub struct InitiateContact {
         /// [`Version::word`].
         version: U32,
         /// VP that gets control messages, honoured from 3.0.
@@ -416,7 +407,7 @@ impl InitiateContact {
 
 wire_struct! {
     /// Answer to a contact (8 bytes; 12 for 6.0; 32 with server-given monitor pages).
-    VersionResponse {
+    pub struct VersionResponse {
         /// 1 if the version is supported.
         supported: u8,
         /// 0 ok, 1 low resources, 2 other failure; only meaningful with `supported` and from Win8 on.
@@ -437,15 +428,15 @@ wire_struct! {
 }
 wire_struct! {
     /// The guest leaves the bus.
-    Unload {}
+    pub struct Unload {}
 }
 wire_struct! {
     /// The host has let go of everything.
-    UnloadResponse {}
+    pub struct UnloadResponse {}
 }
 wire_struct! {
     /// Opens a channel for a crash dump.
-    OpenReservedChannel {
+    pub struct OpenReservedChannel {
         /// The channel.
         relid: U32,
         /// VP for the answer.
@@ -460,7 +451,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Closes a channel opened for a crash dump.
-    CloseReservedChannel {
+    pub struct CloseReservedChannel {
         /// The channel.
         relid: U32,
         /// VP for the answer.
@@ -471,14 +462,14 @@ wire_struct! {
 }
 wire_struct! {
     /// Answer to [`CloseReservedChannel`].
-    CloseReservedResponse {
+    pub struct CloseReservedResponse {
         /// The channel.
         relid: U32,
     }
 }
 wire_struct! {
     /// hvsock: the guest connects to a service of the host (32 bytes; 48 from 5.2).
-    TlConnectRequest {
+    pub struct TlConnectRequest {
         /// The guest's own end.
         endpoint_id: Guid,
         /// The service.
@@ -489,7 +480,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Moves a channel's interrupt to another VP.
-    ModifyChannel {
+    pub struct ModifyChannel {
         /// The channel.
         relid: U32,
         /// The new VP.
@@ -498,7 +489,7 @@ wire_struct! {
 }
 wire_struct! {
     /// hvsock: the connection was refused.
-    TlConnectResult {
+    pub struct TlConnectResult {
         /// As in the request.
         endpoint_id: Guid,
         /// As in the request.
@@ -509,7 +500,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Answer to [`ModifyChannel`].
-    ModifyChannelResponse {
+    pub struct ModifyChannelResponse {
         /// The channel.
         relid: U32,
         /// 0 is success.
@@ -518,7 +509,7 @@ wire_struct! {
 }
 wire_struct! {
     /// Changes the monitor pages of a connection.
-    ModifyConnection {
+    pub struct ModifyConnection {
         /// Address of the parent-to-child page, 0 for none.
         parent_to_child_monitor: U64,
         /// Address of the child-to-parent page, 0 for none.
@@ -527,22 +518,22 @@ wire_struct! {
 }
 wire_struct! {
     /// Answer to [`ModifyConnection`].
-    ModifyConnectionResponse {
+    pub struct ModifyConnectionResponse {
         /// As in [`VersionResponse`].
         connection_state: u8,
     }
 }
 wire_struct! {
     /// The host is to queue what it would send.
-    Pause {}
+    pub struct Pause {}
 }
 wire_struct! {
     /// Answer to [`Pause`].
-    PauseResponse {}
+    pub struct PauseResponse {}
 }
 wire_struct! {
     /// The host may send again.
-    Resume {}
+    pub struct Resume {}
 }
 
 impl<'a> Message<'a> {

@@ -1,6 +1,6 @@
 //! Status codes: NTSTATUS in control messages and device protocols, and the hypervisor's own 16-bit codes.
 
-use crate::open_values::open_values;
+use crate::wire::open_values;
 
 open_values! {
     /// An NTSTATUS. On this bus 0 is success and every other value is a failure, whatever its severity bits say.

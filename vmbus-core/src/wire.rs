@@ -1,4 +1,17 @@
-//! Numbers of the wire that have names but may take any value.
+//! How structures and numbers of the wire are declared.
+
+/// Declares a structure of unaligned little- or big-endian fields that can be read from and written to bytes as it is.
+macro_rules! wire_struct {
+    ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(
+            zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout, zerocopy::Immutable, zerocopy::Unaligned,
+        )]
+        $visibility struct $name { $($(#[$field_meta])* $visibility $field: $type,)* }
+    };
+}
 
 /// Declares a number newtype with named constants. Unlike an enum it can hold, print and pass on any value a peer sends.
 macro_rules! open_values {
@@ -45,4 +58,4 @@ macro_rules! open_values {
     };
 }
 
-pub(crate) use open_values;
+pub(crate) use {open_values, wire_struct};
