@@ -87,11 +87,7 @@ pub(super) struct Image<C> {
 
 impl<C: Calls> Image<C> {
     pub(super) fn new(calls: C, medium: Medium) -> Self {
-        Self {
-            calls,
-            medium,
-            lost_writes: AtomicBool::new(false),
-        }
+        Self { calls, medium, lost_writes: AtomicBool::new(false) }
     }
 
     /// Reads what needs no waiting; `None` when some of it does.
@@ -234,7 +230,11 @@ mod tests {
         }
 
         fn allocate(&self, mode: FallocateFlags, _: &Range<u64>) -> io::Result<()> {
-            self.note(if mode.contains(FallocateFlags::FALLOC_FL_PUNCH_HOLE) { "punch" } else { "zero range" });
+            self.note(if mode.contains(FallocateFlags::FALLOC_FL_PUNCH_HOLE) {
+                "punch"
+            } else {
+                "zero range"
+            });
             match self.no_fallocate {
                 true => Err(nix::errno::Errno::EOPNOTSUPP.into()),
                 false => Ok(()),

@@ -28,7 +28,10 @@ impl Memory {
     pub fn new(size: u64) -> io::Result<Self> {
         let size = usize::try_from(size).map_err(io::Error::other)? / 4096 * 4096;
         if size == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a disk in memory has at least 4096 bytes"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a disk in memory has at least 4096 bytes",
+            ));
         }
         Ok(Self::over(Mapping::anonymous(size).map_err(io::Error::other)?))
     }

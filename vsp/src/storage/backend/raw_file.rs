@@ -72,7 +72,9 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Shorter than one sector.
-    #[error("disk image {path} is smaller than one sector of {sector} bytes; make it larger, e.g. truncate -s 1G {path}")]
+    #[error(
+        "disk image {path} is smaller than one sector of {sector} bytes; make it larger, e.g. truncate -s 1G {path}"
+    )]
     TooSmall {
         /// The image.
         path: PathBuf,
@@ -101,7 +103,11 @@ impl RawFile {
         let cannot = |source| OpenError::Open { path: path.to_owned(), source };
         if !matches!(options.logical_sector, 512 | 4096) {
             let reason = "only 512 and 4096 are known".to_owned();
-            return Err(OpenError::SectorSize { path: path.to_owned(), sector: options.logical_sector, reason });
+            return Err(OpenError::SectorSize {
+                path: path.to_owned(),
+                sector: options.logical_sector,
+                reason,
+            });
         }
         // O_NONBLOCK so that a FIFO of that name does not hang us; it means nothing to files and disks.
         let file = OpenOptions::new()
@@ -120,7 +126,11 @@ impl RawFile {
         let blocks = Blocks::of(&metadata);
         if options.logical_sector < blocks.logical {
             let reason = format!("the device has sectors of {} bytes", blocks.logical);
-            return Err(OpenError::SectorSize { path: path.to_owned(), sector: options.logical_sector, reason });
+            return Err(OpenError::SectorSize {
+                path: path.to_owned(),
+                sector: options.logical_sector,
+                reason,
+            });
         }
         let sector = u64::from(options.logical_sector);
         let size = (&file).seek(SeekFrom::End(0)).map_err(cannot)?;
@@ -143,7 +153,9 @@ impl RawFile {
             rotational: blocks.rotational,
         };
         let medium = match fstatfs(&file) {
-            Ok(filesystem) if metadata.is_file() && filesystem.filesystem_type() == TMPFS_MAGIC => Medium::Memory,
+            Ok(filesystem) if metadata.is_file() && filesystem.filesystem_type() == TMPFS_MAGIC => {
+                Medium::Memory
+            }
             Ok(_) | Err(_) => Medium::Disk,
         };
         Ok(Self { image: Arc::new(Image::new(file, medium)), geometry })
@@ -205,7 +217,11 @@ impl Blocks {
     fn of(metadata: &fs::Metadata) -> Self {
         if !metadata.file_type().is_block_device() {
             let physical = u32::try_from(metadata.blksize()).ok().filter(|size| size.is_power_of_two());
-            return Self { logical: 512, physical: physical.unwrap_or(4096).clamp(512, 65536), rotational: false };
+            return Self {
+                logical: 512,
+                physical: physical.unwrap_or(4096).clamp(512, 65536),
+                rotational: false,
+            };
         }
         let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
         let size = |name| queue_attribute(major, minor, name).filter(|size| size.is_power_of_two());
@@ -220,9 +236,9 @@ impl Blocks {
 /// A number that the host publishes about a block device; for a partition, about the disk it is on.
 fn queue_attribute(major: u64, minor: u64, name: &str) -> Option<u32> {
     let device = format!("/sys/dev/block/{major}:{minor}");
-    ["queue", "../queue"].iter().find_map(|queue| {
-        fs::read_to_string(format!("{device}/{queue}/{name}")).ok()?.trim().parse().ok()
-    })
+    ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| fs::read_to_string(format!("{device}/{queue}/{name}")).ok()?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -258,7 +274,10 @@ mod tests {
         let file = image(1 << 20);
         let readers = [(); 2].map(|()| RawFile::open(file.path(), read_only()).unwrap());
         assert_eq!(readers[1].geometry().access, Access::ReadOnly);
-        assert!(matches!(RawFile::open(file.path(), RawFileOptions::default()), Err(OpenError::InUse { .. })));
+        assert!(matches!(
+            RawFile::open(file.path(), RawFileOptions::default()),
+            Err(OpenError::InUse { .. })
+        ));
     }
 
     #[test]
