@@ -6,6 +6,7 @@
 
 pub mod control;
 pub mod pages;
+pub mod server;
 pub mod storage;
 
 /// A fuzz target's body.
@@ -13,4 +14,4 @@ pub type Body = fn(&[u8]);
 
 /// All targets with a body in this library.
 pub const TARGETS: &[(&str, Body)] =
-    &[("control", control::run), ("pages", pages::run), ("storage", storage::run)];
+    &[("control", control::run), ("pages", pages::run), ("server", server::run), ("storage", storage::run)];

@@ -15,7 +15,7 @@ fn no_target_fails_on_its_seeds() {
         let Ok(entries) = fs::read_dir(folder) else { continue };
         for entry in entries {
             let path = entry.expect("a readable entry").path();
-            println!("{name}: {}", path.display());
+            let _running = Running(format!("{name}: {}", path.display()));
             body(&fs::read(&path).expect("a readable seed"));
         }
     }
@@ -25,8 +25,19 @@ fn no_target_fails_on_its_seeds() {
 fn no_target_fails_on_random_bytes() {
     for (name, body) in TARGETS {
         for seed in 1..=ROUNDS {
-            println!("{name}: seed {seed}");
+            let _running = Running(format!("{name}: seed {seed}"));
             body(&random_bytes(seed));
+        }
+    }
+}
+
+/// Says what was running if it panics.
+struct Running(String);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0);
         }
     }
 }

@@ -11,6 +11,10 @@ use crate::packet::{
 };
 use crate::signal::{self, Signal, advance, room, used};
 
+/// How far ahead of the write index lines are fetched for writing: some ten small packets, about as long as it takes.
+const PREFETCH_DISTANCE: u32 = 1024;
+const CACHE_LINE: u32 = 64;
+
 /// The writing end of a ring. There is one at a time.
 ///
 /// The write index lives here and is only ever stored to shared memory. What the peer says about its read index is
@@ -200,6 +204,9 @@ impl<R: RingMemory> Batch<'_, R> {
         if self.write == old_write {
             return Ok(Signal::Quiet);
         }
+        // The consumer has the lines that come round again; one small packet covers two at most.
+        self.memory.prefetch_write(self.write + PREFETCH_DISTANCE);
+        self.memory.prefetch_write(self.write + PREFETCH_DISTANCE + CACHE_LINE);
         self.memory.publish(ControlWord::WriteIndex, self.write);
         // The mask first: a consumer that unmasks after its last look publishes its read index before.
         if self.memory.load(ControlWord::InterruptMask, Ordering::SeqCst) != 0 {
