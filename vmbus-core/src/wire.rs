@@ -2,14 +2,14 @@
 
 /// Declares a structure of unaligned little- or big-endian fields that can be read from and written to bytes as it is.
 macro_rules! wire_struct {
-    ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+    ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field_visibility:vis $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[derive(
             zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout, zerocopy::Immutable, zerocopy::Unaligned,
         )]
-        $visibility struct $name { $($(#[$field_meta])* $visibility $field: $type,)* }
+        $visibility struct $name { $($(#[$field_meta])* $field_visibility $field: $type,)* }
     };
 }
 

@@ -319,17 +319,17 @@ wire_struct! {
     /// What the channel can do.
     pub struct Properties {
         /// Not always zero before 5.1.
-        reserved: U32,
+        pub reserved: U32,
         /// How many sub-channels may be asked for.
-        max_sub_channels: U16,
+        pub max_sub_channels: U16,
         /// Not always zero before 5.1.
-        reserved2: U16,
+        pub reserved2: U16,
         /// [`PropertyFlags`].
-        flags: U32,
+        pub flags: U32,
         /// Longest transfer of one command, in bytes; at least 8 KiB.
-        max_transfer_bytes: U32,
+        pub max_transfer_bytes: U32,
         /// Not always zero before 5.1.
-        reserved3: U64,
+        pub reserved3: U64,
     }
 }
 
@@ -347,47 +347,47 @@ wire_struct! {
     /// Names of a Fibre Channel adapter.
     pub struct WorldWideNames {
         /// Whether the primary pair is in use.
-        primary_active: u8,
+        pub primary_active: u8,
         /// 0.
-        reserved: [u8; 3],
+        pub reserved: [u8; 3],
         /// Port name of the primary pair.
-        primary_port: [u8; 8],
+        pub primary_port: [u8; 8],
         /// Node name of the primary pair.
-        primary_node: [u8; 8],
+        pub primary_node: [u8; 8],
         /// Port name of the secondary pair.
-        secondary_port: [u8; 8],
+        pub secondary_port: [u8; 8],
         /// Node name of the secondary pair.
-        secondary_node: [u8; 8],
+        pub secondary_node: [u8; 8],
     }
 }
 wire_struct! {
     /// Payload of EVENT_NOTIFICATION. No source says what the flags mean.
     pub struct Event {
         /// The unit.
-        lun: u8,
+        pub lun: u8,
         /// Its target.
-        target: u8,
+        pub target: u8,
         /// Its path.
-        path: u8,
+        pub path: u8,
         /// Unknown.
-        flags: u8,
+        pub flags: u8,
     }
 }
 wire_struct! {
     /// What stands in the user-defined bytes of an offer, if anything does.
     pub struct OfferProperties {
         /// May hold anything.
-        reserved: U16,
+        pub reserved: U16,
         /// Path of an IDE disk.
-        path: u8,
+        pub path: u8,
         /// Target of an IDE disk.
-        target: u8,
+        pub target: u8,
         /// May hold anything.
-        reserved2: U32,
+        pub reserved2: U32,
         /// [`OfferProperties::EMULATED_IDE`] or 0.
-        flags: U32,
+        pub flags: U32,
         /// May hold anything.
-        reserved3: [u8; 12],
+        pub reserved3: [u8; 12],
     }
 }
 

@@ -12,43 +12,43 @@ wire_struct! {
     /// A SCSI request block as it is on the wire (0x34 bytes; 0x24 before 5.1, without the tail).
     pub struct Srb {
         /// 0x34 or 0x24, see [`Version::srb_length`].
-        length: U16,
+        pub length: U16,
         /// [`SrbStatus`], in an answer.
-        srb_status: u8,
+        pub srb_status: u8,
         /// [`ScsiStatus`], in an answer.
-        scsi_status: u8,
+        pub scsi_status: u8,
         /// The guest's own number of the controller.
-        port: u8,
+        pub port: u8,
         /// Path, 0 on a SCSI controller.
-        path: u8,
+        pub path: u8,
         /// Target, 0 on a SCSI controller.
-        target: u8,
+        pub target: u8,
         /// Logical unit.
-        lun: u8,
+        pub lun: u8,
         /// Bytes of the command in use.
-        cdb_length: u8,
+        pub cdb_length: u8,
         /// Room for sense data in a request, valid bytes of it in an answer.
-        sense_length: u8,
+        pub sense_length: u8,
         /// [`DataDirection`].
-        data_in: u8,
+        pub data_in: u8,
         /// 0, or properties that nobody reads.
-        reserved: u8,
+        pub reserved: u8,
         /// Bytes of the buffer in a request, bytes moved in an answer.
-        data_transfer_length: U32,
+        pub data_transfer_length: U32,
         /// The command, 16 bytes, in a request; sense data in an answer.
-        cdb_or_sense: [u8; 20],
+        pub cdb_or_sense: [u8; 20],
         /// 0. From here on: 5.1 and later.
-        reserved2: U16,
+        pub reserved2: U16,
         /// Tag, 0xff for none.
-        queue_tag: u8,
+        pub queue_tag: u8,
         /// 0x20 for simple queueing.
-        queue_action: u8,
+        pub queue_action: u8,
         /// [`SrbFlags`].
-        srb_flags: U32,
+        pub srb_flags: U32,
         /// Time the guest gives the command, in seconds.
-        timeout_seconds: U32,
+        pub timeout_seconds: U32,
         /// For sorting, unused.
-        queue_sort_key: U32,
+        pub queue_sort_key: U32,
     }
 }
 

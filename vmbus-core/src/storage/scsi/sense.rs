@@ -122,25 +122,25 @@ wire_struct! {
     /// Sense data in fixed format, 18 bytes.
     pub struct FixedSense {
         /// 0x70 for this command, 0x71 for an earlier one; bit 7: the information is valid.
-        response_code: u8,
+        pub response_code: u8,
         /// 0.
-        obsolete: u8,
+        pub obsolete: u8,
         /// [`SenseKey`] in bits 3:0.
-        key: u8,
+        pub key: u8,
         /// Often a block address.
-        information: U32,
+        pub information: U32,
         /// Bytes that follow this one.
-        additional_length: u8,
+        pub additional_length: u8,
         /// Meaning by command.
-        command_specific: U32,
+        pub command_specific: U32,
         /// Additional sense code.
-        code: u8,
+        pub code: u8,
         /// Its qualifier.
-        qualifier: u8,
+        pub qualifier: u8,
         /// Which part to replace.
-        field_replaceable_unit: u8,
+        pub field_replaceable_unit: u8,
         /// Meaning by sense key.
-        key_specific: [u8; 3],
+        pub key_specific: [u8; 3],
     }
 }
 
