@@ -1,225 +1,7 @@
 //! Commands: from a CDB to a [`Command`] and back.
 
+use super::{BlockRange, Cdb, CdbError, CdbForm, Opcode};
 use crate::storage::DataDirection;
-use crate::wire::open_values;
-
-use super::Failure;
-
-open_values! {
-    /// First byte of a command. Its top three bits give the length, see [`Opcode::form`]. Not every opcode that has a
-    /// name here has a [`Command`].
-    pub struct Opcode(u8) {
-        /// Is the unit there?
-        TEST_UNIT_READY = 0x00,
-        /// What went wrong?
-        REQUEST_SENSE = 0x03,
-        /// Formats the medium.
-        FORMAT_UNIT = 0x04,
-        /// Reads up to 256 blocks.
-        READ_6 = 0x08,
-        /// Writes up to 256 blocks.
-        WRITE_6 = 0x0a,
-        /// What are you?
-        INQUIRY = 0x12,
-        /// Sets parameters.
-        MODE_SELECT_6 = 0x15,
-        /// Reserves the unit, the old way.
-        RESERVE_6 = 0x16,
-        /// Undoes RESERVE.
-        RELEASE_6 = 0x17,
-        /// Returns parameters.
-        MODE_SENSE_6 = 0x1a,
-        /// Starts or stops the unit.
-        START_STOP_UNIT = 0x1b,
-        /// Asks for a self-test.
-        SEND_DIAGNOSTIC = 0x1d,
-        /// Locks the medium in.
-        PREVENT_ALLOW_MEDIUM_REMOVAL = 0x1e,
-        /// Not in [`Command`].
-        READ_FORMAT_CAPACITIES = 0x23,
-        /// Size of the disk, up to 2^32 blocks.
-        READ_CAPACITY_10 = 0x25,
-        /// Reads.
-        READ_10 = 0x28,
-        /// Writes.
-        WRITE_10 = 0x2a,
-        /// Writes and verifies.
-        WRITE_AND_VERIFY_10 = 0x2e,
-        /// Verifies, or compares.
-        VERIFY_10 = 0x2f,
-        /// Makes data stable.
-        SYNCHRONIZE_CACHE_10 = 0x35,
-        /// Writes one block many times.
-        WRITE_SAME_10 = 0x41,
-        /// Lets go of blocks.
-        UNMAP = 0x42,
-        /// CD; not in [`Command`].
-        READ_TOC = 0x43,
-        /// CD; not in [`Command`].
-        GET_CONFIGURATION = 0x46,
-        /// CD; not in [`Command`].
-        GET_EVENT_STATUS_NOTIFICATION = 0x4a,
-        /// Not in [`Command`].
-        LOG_SENSE = 0x4d,
-        /// CD; not in [`Command`].
-        READ_DISC_INFORMATION = 0x51,
-        /// Sets parameters.
-        MODE_SELECT_10 = 0x55,
-        /// Returns parameters.
-        MODE_SENSE_10 = 0x5a,
-        /// Asks about reservations.
-        PERSISTENT_RESERVE_IN = 0x5e,
-        /// Changes reservations.
-        PERSISTENT_RESERVE_OUT = 0x5f,
-        /// Not in [`Command`].
-        EXTENDED_COPY = 0x83,
-        /// Not in [`Command`].
-        RECEIVE_COPY_RESULTS = 0x84,
-        /// Not in [`Command`].
-        ATA_PASS_THROUGH_16 = 0x85,
-        /// Reads.
-        READ_16 = 0x88,
-        /// Not in [`Command`].
-        COMPARE_AND_WRITE = 0x89,
-        /// Writes.
-        WRITE_16 = 0x8a,
-        /// Writes and verifies.
-        WRITE_AND_VERIFY_16 = 0x8e,
-        /// Verifies, or compares.
-        VERIFY_16 = 0x8f,
-        /// Makes data stable.
-        SYNCHRONIZE_CACHE_16 = 0x91,
-        /// Writes one block many times.
-        WRITE_SAME_16 = 0x93,
-        /// READ CAPACITY (16) and GET LBA STATUS.
-        SERVICE_ACTION_IN_16 = 0x9e,
-        /// Which units are there?
-        REPORT_LUNS = 0xa0,
-        /// Not in [`Command`].
-        ATA_PASS_THROUGH_12 = 0xa1,
-        /// Not in [`Command`].
-        MAINTENANCE_IN = 0xa3,
-        /// Reads.
-        READ_12 = 0xa8,
-        /// Writes.
-        WRITE_12 = 0xaa,
-        /// Writes and verifies.
-        WRITE_AND_VERIFY_12 = 0xae,
-        /// Verifies, or compares.
-        VERIFY_12 = 0xaf,
-        /// CD; not in [`Command`].
-        MECHANISM_STATUS = 0xbd,
-    }
-}
-
-impl Opcode {
-    /// The length of commands with this opcode, or `None` where the standard fixes none.
-    pub const fn form(self) -> Option<CdbForm> {
-        match self.0 >> 5 {
-            0 => Some(CdbForm::Six),
-            1 | 2 => Some(CdbForm::Ten),
-            4 => Some(CdbForm::Sixteen),
-            5 => Some(CdbForm::Twelve),
-            _ => None,
-        }
-    }
-}
-
-/// Length of a command in bytes, which fixes the place of its fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum CdbForm {
-    /// 6: address 21 bits, count 8 bits.
-    Six = 6,
-    /// 10: address 32 bits, count 16 bits.
-    Ten = 10,
-    /// 12: address 32 bits, count 32 bits.
-    Twelve = 12,
-    /// 16: address 64 bits, count 32 bits.
-    Sixteen = 16,
-}
-
-impl CdbForm {
-    /// The length in bytes.
-    pub const fn size(self) -> u8 {
-        self as u8
-    }
-}
-
-/// Bytes of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cdb {
-    bytes: [u8; 16],
-    form: CdbForm,
-}
-
-impl Cdb {
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.form.size())]
-    }
-
-    /// How many there are.
-    pub fn size(&self) -> u8 {
-        self.form.size()
-    }
-}
-
-/// Blocks that a command names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockRange {
-    /// Length of the command.
-    pub form: CdbForm,
-    /// Byte 1 of the command: flags by command, see the methods. 0 in a 6-byte command.
-    pub options: u8,
-    /// First block.
-    pub lba: u64,
-    /// Number of blocks. 1 to 256 in a 6-byte READ or WRITE.
-    pub blocks: u32,
-}
-
-impl BlockRange {
-    /// Option of READ, WRITE: on stable storage before the answer.
-    pub const FUA: u8 = 0x08;
-    /// Option of READ, WRITE, VERIFY: do not cache.
-    pub const DPO: u8 = 0x10;
-    /// Option of VERIFY: compare with the data that come along.
-    pub const BYTE_CHECK: u8 = 0x02;
-    /// Option of SYNCHRONIZE CACHE: answer at once.
-    pub const IMMEDIATE: u8 = 0x02;
-    /// Option of WRITE SAME: let go of the blocks.
-    pub const UNMAP: u8 = 0x08;
-    /// Option of WRITE SAME: let go of the data, keep the room.
-    pub const ANCHOR: u8 = 0x10;
-    /// Option of WRITE SAME (16): no data come along, write zeros.
-    pub const NO_DATA_OUT: u8 = 0x01;
-
-    /// A range without options in the shortest form, of 10 or 16 bytes, that can name it.
-    pub const fn new(lba: u64, blocks: u32) -> Self {
-        let fits = lba <= u32::MAX as u64 && blocks <= u16::MAX as u32;
-        Self { form: if fits { CdbForm::Ten } else { CdbForm::Sixteen }, options: 0, lba, blocks }
-    }
-
-    /// The same range with these options.
-    pub const fn with(self, options: u8) -> Self {
-        Self { options, ..self }
-    }
-
-    /// Whether all of these options are set.
-    pub const fn has(&self, options: u8) -> bool {
-        self.options & options == options
-    }
-
-    /// The PROTECT field of READ, WRITE and VERIFY.
-    pub const fn protect(&self) -> u8 {
-        self.options >> 5
-    }
-
-    /// The block after the last, if there is such a number.
-    pub const fn end(&self) -> Option<u64> {
-        self.lba.checked_add(self.blocks as u64)
-    }
-}
 
 /// A command and its fields. Fields that no device on this bus looks at are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,50 +150,6 @@ pub enum Command {
         /// Longest answer, in bytes.
         allocation_length: u32,
     },
-}
-
-/// Why bytes are not a command, or a command has no bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CdbError {
-    /// There is no opcode.
-    #[error("empty command")]
-    Empty,
-    /// The opcode has no [`Command`]. The guest's fault.
-    #[error("unknown command {0}")]
-    UnknownOpcode(Opcode),
-    /// The command is shorter than its opcode says. The guest's fault.
-    #[error("command {opcode} of {len} bytes, {needed} are needed")]
-    TooShort {
-        /// The opcode.
-        opcode: Opcode,
-        /// Bytes there.
-        len: usize,
-        /// Bytes needed.
-        needed: u8,
-    },
-    /// The opcode has no such service action here. The guest's fault.
-    #[error("command {opcode} with unknown service action {action:#04x}")]
-    UnknownServiceAction {
-        /// The opcode.
-        opcode: Opcode,
-        /// The service action.
-        action: u8,
-    },
-    /// A field is too large for the command's form. The fault of whoever made the [`Command`].
-    #[error("a field does not fit into a command of {} bytes", .0.size())]
-    DoesNotFit(CdbForm),
-}
-
-impl CdbError {
-    /// What a disk answers.
-    pub const fn failure(&self) -> Failure {
-        match self {
-            Self::Empty | Self::UnknownOpcode(_) => Failure::UnknownOpcode,
-            Self::TooShort { .. } | Self::UnknownServiceAction { .. } | Self::DoesNotFit(_) => {
-                Failure::InvalidField
-            }
-        }
-    }
 }
 
 const READ_CAPACITY_16: u8 = 0x10;
@@ -591,7 +329,7 @@ impl Command {
                 put(6, &allocation_length.to_be_bytes());
             }
         }
-        Ok(Cdb { bytes: b, form })
+        Ok(Cdb::new(b, form))
     }
 
     /// The opcode, or `None` if the command does not exist in its form.
@@ -706,56 +444,6 @@ impl Command {
     }
 }
 
-impl BlockRange {
-    #[inline]
-    fn read(form: CdbForm, b: &[u8; 16]) -> Self {
-        let long = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
-        match form {
-            CdbForm::Six => {
-                let lba = u32::from_be_bytes([0, b[1] & 0x1f, b[2], b[3]]);
-                let blocks = if b[4] == 0 { 256 } else { u32::from(b[4]) };
-                Self { form, options: 0, lba: u64::from(lba), blocks }
-            }
-            CdbForm::Ten => {
-                let blocks = u32::from(u16::from_be_bytes([b[7], b[8]]));
-                Self { form, options: b[1], lba: u64::from(long(2)), blocks }
-            }
-            CdbForm::Twelve => Self { form, options: b[1], lba: u64::from(long(2)), blocks: long(6) },
-            CdbForm::Sixteen => {
-                let lba = u64::from(long(2)) << 32 | u64::from(long(6));
-                Self { form, options: b[1], lba, blocks: long(10) }
-            }
-        }
-    }
-
-    /// `None` if the form cannot hold the range.
-    fn write(&self, b: &mut [u8; 16]) -> Option<()> {
-        b[1] = self.options;
-        match self.form {
-            CdbForm::Six => {
-                if self.lba >= 1 << 21 || self.options != 0 || !(1..=256).contains(&self.blocks) {
-                    return None;
-                }
-                b[..4][1..].copy_from_slice(&u32::try_from(self.lba).ok()?.to_be_bytes()[1..]);
-                b[4] = self.blocks.to_be_bytes()[3];
-            }
-            CdbForm::Ten => {
-                b[2..6].copy_from_slice(&u32::try_from(self.lba).ok()?.to_be_bytes());
-                b[7..9].copy_from_slice(&u16::try_from(self.blocks).ok()?.to_be_bytes());
-            }
-            CdbForm::Twelve => {
-                b[2..6].copy_from_slice(&u32::try_from(self.lba).ok()?.to_be_bytes());
-                b[6..10].copy_from_slice(&self.blocks.to_be_bytes());
-            }
-            CdbForm::Sixteen => {
-                b[2..10].copy_from_slice(&self.lba.to_be_bytes());
-                b[10..14].copy_from_slice(&self.blocks.to_be_bytes());
-            }
-        }
-        Some(())
-    }
-}
-
 fn put_short_or_word(b: &mut [u8; 16], form: CdbForm, value: u16) -> Result<(), CdbError> {
     match form {
         CdbForm::Six => b[4] = u8::try_from(value).map_err(|_| CdbError::DoesNotFit(form))?,
@@ -766,6 +454,7 @@ fn put_short_or_word(b: &mut [u8; 16], form: CdbForm, value: u16) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
+    use super::super::Failure;
     use super::*;
 
     #[test]
