@@ -1,12 +1,12 @@
 //! A host that follows no rule against the guest's state machine. Whatever the guest began must end once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use arbitrary::{Arbitrary, Unstructured};
-use vmbus_core::client::{Client, ClientAction, ClientConfig, ConnectFailure, OpenRequest, Policy};
+use vmbus_core::client::{Client, ClientAction, ClientConfig, ConnectFailure, Fault, OpenRequest, Policy};
 use vmbus_core::message::{
     AllOffersDelivered, Direction, GpadlCreated, GpadlTorndown, Message, ModifyChannelResponse, OfferChannel,
-    OpenChannelResult, RescindChannelOffer, VersionResponse,
+    OpenChannelResult, Payload, RescindChannelOffer, VersionResponse,
 };
 use vmbus_core::pages::PageRanges;
 use vmbus_core::server::{Answer, AskId, Whose};
@@ -34,7 +34,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 #[derive(Arbitrary, Debug)]
-enum Step {
+pub(crate) enum Step {
     // What the host does.
     Raw(Vec<u8>),
     Numbered { number: u8, words: Vec<u8> },
@@ -64,8 +64,12 @@ enum Step {
 }
 
 /// The client, and what its caller waits for.
-struct Guest {
-    client: Client,
+pub(crate) struct Guest {
+    pub(crate) client: Client,
+    /// Messages that nobody has delivered.
+    pub(crate) posted: VecDeque<(u32, Payload)>,
+    /// What the host did wrong.
+    pub(crate) faults: Vec<Fault>,
     asked: Vec<AskId>,
     last_asked: Option<AskId>,
     connecting: bool,
@@ -77,9 +81,11 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         Self {
             client: Client::new(ClientConfig { policy, ..ClientConfig::default() }),
+            posted: VecDeque::new(),
+            faults: Vec::new(),
             asked: Vec::new(),
             last_asked: None,
             connecting: false,
@@ -108,13 +114,13 @@ impl Guest {
         assert_eq!(self.created.len(), 1, "with a host that does all right, pages are shared");
     }
 
-    fn decide_all(&mut self) {
+    pub(crate) fn decide_all(&mut self) {
         while !self.asked.is_empty() {
             self.take(Step::Decide { which: 0, allow: true });
         }
     }
 
-    fn take(&mut self, step: Step) {
+    pub(crate) fn take(&mut self, step: Step) {
         match step {
             Step::Raw(payload) => self.client.handle_message(&payload),
             Step::Numbered { number, words } => {
@@ -230,14 +236,11 @@ impl Guest {
         self.client.handle_message(&message.into().encode(Version::NEWEST, features));
     }
 
-    fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         while let Some(action) = self.client.poll_action() {
             self.act(action);
         }
         assert!(self.client.channels().count() <= 2047);
-        if self.client.connection().is_none() {
-            self.assert_nothing_is_under_way();
-        }
     }
 
     fn act(&mut self, action: ClientAction) {
@@ -246,6 +249,7 @@ impl Guest {
                 assert!((1..1 << 24).contains(&connection_id));
                 let message = Message::parse(&payload, Direction::ToHost, None);
                 assert!(message.is_ok(), "{payload:?} was posted");
+                self.posted.push_back((connection_id, payload));
             }
             ClientAction::Ask { id, .. } => {
                 assert!(self.last_asked < Some(id), "a question's name is used twice");
@@ -289,18 +293,27 @@ impl Guest {
                 assert!(self.opening.iter().all(|(owner, _)| *owner != relid));
                 assert!(!self.modifying.contains(&relid));
             }
-            ClientAction::Fault(fault) => assert_eq!(fault.whose(), Whose::Peer),
+            ClientAction::Fault(fault) => {
+                assert_eq!(fault.whose(), Whose::Peer);
+                self.faults.push(fault);
+            }
             ClientAction::Offered(_)
             | ClientAction::AllOffersDelivered
             | ClientAction::MonitorPagesModified(_)
             | ClientAction::ConnectRefused { .. }
-            | ClientAction::Paused
-            | ClientAction::Unloaded => {}
+            | ClientAction::Paused => {}
+            ClientAction::Unloaded => self.assert_nothing_is_under_way(),
         }
     }
 
+    /// A message that the host sent.
+    pub(crate) fn hear(&mut self, payload: &[u8]) {
+        self.client.handle_message(payload);
+        self.look();
+    }
+
     /// Resets the client: everything must have ended.
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.take(Step::Reset);
         assert_eq!(self.client.connection(), None);
         assert_eq!(self.client.channels().count(), 0);
@@ -308,7 +321,7 @@ impl Guest {
         self.assert_nothing_is_under_way();
     }
 
-    fn assert_nothing_is_under_way(&self) {
+    pub(crate) fn assert_nothing_is_under_way(&self) {
         assert!(self.creating.is_empty(), "{:?} were never created nor refused", self.creating);
         assert!(self.tearing_down.is_empty(), "{:?} never came back", self.tearing_down);
         assert!(self.opening.is_empty(), "{:?} never opened nor failed", self.opening);

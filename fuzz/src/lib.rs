@@ -7,6 +7,7 @@
 pub mod client;
 pub mod control;
 pub mod pages;
+pub mod pair;
 pub mod server;
 pub mod storage;
 
