@@ -102,6 +102,15 @@ impl BufferRange {
         self.len
     }
 
+    /// A part of the range: `len` bytes from byte `at` of it.
+    ///
+    /// # Panics
+    /// If that is not within the range, as slicing does.
+    pub fn part(&self, at: u32, len: u32) -> Self {
+        assert!(at <= self.len && len <= self.len - at, "{len} bytes at {at} of a range of {} bytes", self.len);
+        Self { pages: Arc::clone(&self.pages), start: self.start + at as usize, len }
+    }
+
     /// Where it starts in its first page.
     pub(crate) fn byte_offset(&self) -> u32 {
         u32::try_from(self.start % PAGE_SIZE).unwrap_or(0)

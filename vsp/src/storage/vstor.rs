@@ -5,8 +5,10 @@
 //! conversation but a packet that cannot be answered at all (`docs/src/protocol/storage.md`, "Conversation").
 
 use vmbus_core::Status;
+use vmbus_core::storage::scsi::{Failure, Sense};
 use vmbus_core::storage::{
-    Address, Notice, Outcome, Packet, PacketError, Properties, PropertyFlags, Request, Srb, Version,
+    Address, Notice, Outcome, Packet, PacketError, Properties, PropertyFlags, Request, ScsiStatus, Srb,
+    Version,
 };
 use zerocopy::little_endian::{U16, U32};
 
@@ -146,9 +148,16 @@ impl Vstor {
         self.reply(&Packet::srb_completion(&request.answer(outcome)), Packet::MAX_SIZE)
     }
 
-    /// The completion of a request that was given up with its channel.
+    /// The completion of a request that was given up: nobody knows whether it was done.
+    ///
+    /// Guests look at the SCSI request block alone, so it is that of an aborted command whatever the request was.
     pub fn abandoned(&self) -> Reply {
-        self.reply(&Packet::completion(Status::CANCELLED), Packet::MAX_SIZE)
+        let aborted =
+            Outcome { scsi_status: ScsiStatus::CHECK_CONDITION, ..Failure::AbortedByPreemption.outcome() };
+        let version = self.version().unwrap_or(self.limits.newest);
+        let request =
+            Srb { length: U16::new(version.srb_length()), sense_length: Sense::FIXED_SIZE, ..Srb::default() };
+        self.completion(&request, &aborted)
     }
 
     /// A notice to send unasked, with transaction id 0 and no answer wanted; `None` while the guest could not

@@ -9,8 +9,8 @@ use crate::storage::data::Data;
 
 /// Pages of vital product data, in the order in which they are listed.
 const VPD_PAGES: [u8; 6] = [0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2];
-/// The most descriptors that one UNMAP may have; a list of them fits into one guest page.
-pub(super) const MAX_UNMAP_DESCRIPTORS: u16 = 255;
+/// The most descriptors that one UNMAP may have: more than its 16-bit list length can hold.
+pub(super) const MAX_UNMAP_DESCRIPTORS: u16 = 4096;
 /// Peripheral qualifier and type of what is not there.
 const NOTHING: u8 = 0x7f;
 const CACHING_PAGE: u8 = 0x08;

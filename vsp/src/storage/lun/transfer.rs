@@ -114,7 +114,9 @@ impl Lun {
         blocks: &BlockRange,
         data: Data<'_>,
     ) -> Result<Execution, Failure> {
-        if blocks.protect() != 0 {
+        // The high bit of BYTCHK: one block compared with many.
+        const ONE_BLOCK: u8 = 0x04;
+        if blocks.protect() != 0 || blocks.has(ONE_BLOCK) {
             return Err(Failure::InvalidField);
         }
         if !blocks.has(BlockRange::BYTE_CHECK) {
