@@ -10,10 +10,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod client;
 pub mod guid;
 pub mod memory;
 pub mod message;
 pub mod pages;
+pub mod server;
 pub mod status;
 pub mod storage;
 pub mod synic;
