@@ -8,8 +8,7 @@ use std::sync::atomic::Ordering;
 
 use vmbus_core::storage::scsi::{BlockRange, Command};
 use vmbus_core::storage::{Address, DataDirection, ScsiStatus, SrbStatus};
-use vmbus_vsp::storage::backend::Memory;
-use vmbus_vsp::storage::{Identity, Lun};
+use vmbus_vsp::storage::{Lun, Memory};
 use world::{DISK, Huge, Troubled, World, finish, runtime, verdict};
 
 const GOOD: (ScsiStatus, SrbStatus) = (ScsiStatus::GOOD, SrbStatus::SUCCESS);
@@ -141,7 +140,7 @@ fn mode_select_may_set_what_is_so_and_nothing_else() {
 #[test]
 fn report_luns_lists_the_controllers_disks_whoever_is_asked() {
     let mut world = World::memory();
-    let fifth = Lun::new(Identity::of(world::identity().disk), Memory::new(4096).unwrap()).unwrap();
+    let fifth = Lun::new(Memory::new(4096).unwrap());
     world.units.add(5, Arc::new(fifth));
     world.target.refresh().unwrap();
     let report = |room| [0xa0, 0, 0, 0, 0, 0, 0, 0, 0, room, 0, 0];
@@ -498,7 +497,7 @@ fn a_reset_is_told_once_or_when_sense_is_asked_for() {
 fn disks_come_and_go_and_the_guest_learns_which() {
     let mut world = World::memory();
     assert_eq!(world.target.refresh(), None);
-    let other = || Arc::new(Lun::new(world::identity(), Memory::new(4096).unwrap()).unwrap());
+    let other = || Arc::new(Lun::new(Memory::new(4096).unwrap()));
     assert!(!world.units.add(0, other()), "the place is taken");
     assert!(world.units.add(200, other()));
     let changes = world.target.refresh().unwrap();

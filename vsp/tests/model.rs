@@ -6,7 +6,7 @@ mod world;
 use proptest::prelude::*;
 use vmbus_core::storage::scsi::{BlockRange, CdbForm, Command, UnmapDescriptor};
 use vmbus_core::storage::{DataDirection, SrbStatus};
-use vmbus_vsp::storage::backend::{Memory, RawFile, RawFileOptions};
+use vmbus_vsp::storage::{Access, Memory, RawFile};
 use world::{DISK, Troubled, World, finish};
 
 const SECTOR: usize = 512;
@@ -177,7 +177,7 @@ proptest! {
     fn a_disk_in_a_file(acts in prop::collection::vec(act(), 1..40)) {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(SECTORS * 512).unwrap();
-        is_like_an_array(&World::new(RawFile::open(file.path(), RawFileOptions::default()).unwrap()), &acts);
+        is_like_an_array(&World::new(RawFile::open(file.path(), Access::ReadWrite).unwrap()), &acts);
     }
 
     /// Neither a panic nor a byte outside of the buffer, whatever the command and the guest's claims about it.
