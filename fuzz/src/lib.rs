@@ -4,8 +4,10 @@
 //! (`tests/quick.rs`) run the same code. Each asserts what must hold whatever the bytes are, not only that nothing
 //! panics.
 
+pub mod client;
 pub mod control;
 pub mod pages;
+pub mod pair;
 pub mod server;
 pub mod storage;
 

@@ -1,15 +1,15 @@
 //! A guest that follows no rule against the host's state machine, with a host that does its part in any order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use arbitrary::{Arbitrary, Unstructured};
 use vmbus_core::message::{
     CloseChannel, Direction, GpadlBody, GpadlHeader, GpadlTeardown, InitiateContact, Message, ModifyChannel,
-    OpenChannel, RelidReleased, RequestOffers, Unload,
+    OpenChannel, Payload, RelidReleased, RequestOffers, Unload,
 };
 use vmbus_core::pages::PageRanges;
 use vmbus_core::server::{
-    Answer, AskId, ConnectRequest, DeviceKey, OfferParams, Quotas, Server, ServerAction, ServerConfig,
+    Answer, AskId, ConnectRequest, DeviceKey, Fault, OfferParams, Quotas, Server, ServerAction, ServerConfig,
     ServerInput, Usage, Whose,
 };
 use vmbus_core::{FeatureFlags, Guid, Status, Version};
@@ -30,7 +30,7 @@ const MAX_STEPS: usize = 400;
 /// Plays the conversation that the bytes describe, then ends it and looks for what is left.
 pub fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
-    let mut host = Host::new();
+    let mut host = Host::new(ServerConfig { quotas: QUOTAS, ..ServerConfig::default() });
     // Half of the inputs begin where the interesting part of a conversation does.
     if bool::arbitrary(&mut input).unwrap_or_default() {
         host.begin();
@@ -46,7 +46,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 #[derive(Arbitrary, Debug)]
-enum Step {
+pub(crate) enum Step {
     // What the guest does.
     Raw { connection_id: u8, payload: Vec<u8> },
     Numbered { number: u8, words: Vec<u8> },
@@ -81,9 +81,14 @@ enum Opened {
 }
 
 /// The server, and what its caller must remember to do its part.
-struct Host {
-    server: Server,
+pub(crate) struct Host {
+    pub(crate) server: Server,
+    /// Messages that nobody has delivered.
+    pub(crate) sent: VecDeque<Payload>,
+    /// What the guest did wrong.
+    pub(crate) faults: Vec<Fault>,
     offered: BTreeMap<DeviceKey, /* withdrawn */ bool>,
+    quotas: Quotas,
     asked: Vec<AskId>,
     last_asked: Option<AskId>,
     opens: BTreeMap<u32, (DeviceKey, Opened, /* ring */ u32)>,
@@ -94,10 +99,12 @@ struct Host {
 }
 
 impl Host {
-    fn new() -> Self {
-        let config = ServerConfig { quotas: QUOTAS, ..ServerConfig::default() };
+    pub(crate) fn new(config: ServerConfig) -> Self {
         Self {
+            quotas: config.quotas,
             server: Server::new(config),
+            sent: VecDeque::new(),
+            faults: Vec::new(),
             offered: BTreeMap::new(),
             asked: Vec::new(),
             last_asked: None,
@@ -125,13 +132,13 @@ impl Host {
         assert_eq!(self.lists.len(), 2, "a guest that does all right gets its pages shared");
     }
 
-    fn decide_all(&mut self) {
+    pub(crate) fn decide_all(&mut self) {
         while !self.asked.is_empty() {
             self.take(Step::Decide { which: 0, allow: true });
         }
     }
 
-    fn take(&mut self, step: Step) {
+    pub(crate) fn take(&mut self, step: Step) {
         match step {
             Step::Raw { connection_id, payload } => self.post(u32::from(connection_id % 8), &payload),
             Step::Numbered { number, words } => {
@@ -243,7 +250,7 @@ impl Host {
         }
     }
 
-    fn answer_open(&mut self, which: u8, ok: bool) {
+    pub(crate) fn answer_open(&mut self, which: u8, ok: bool) {
         let opening = self.opens.iter().filter(|(_, open)| open.1 == Opened::Opening);
         let Some(relid) = nth(opening, which).map(|(relid, _)| *relid) else { return };
         if ok {
@@ -255,14 +262,14 @@ impl Host {
         self.handle(ServerInput::Opened { relid, result });
     }
 
-    fn answer_close(&mut self, which: u8) {
+    pub(crate) fn answer_close(&mut self, which: u8) {
         let closing = self.opens.iter().filter(|(_, open)| open.1 == Opened::Closing);
         let Some(relid) = nth(closing, which).map(|(relid, _)| *relid) else { return };
         self.opens.remove(&relid);
         self.handle(ServerInput::Closed { relid });
     }
 
-    fn answer_release(&mut self, which: u8) {
+    pub(crate) fn answer_release(&mut self, which: u8) {
         let releasing = self.lists.iter().filter(|(_, asked_back)| **asked_back);
         let Some((relid, gpadl)) = nth(releasing, which).map(|(name, _)| *name) else { return };
         self.lists.remove(&(relid, gpadl));
@@ -276,7 +283,7 @@ impl Host {
         self.post(4, &payload);
     }
 
-    fn post(&mut self, connection_id: u32, payload: &[u8]) {
+    pub(crate) fn post(&mut self, connection_id: u32, payload: &[u8]) {
         self.handle(ServerInput::Message { connection_id, payload });
     }
 
@@ -290,7 +297,10 @@ impl Host {
 
     fn act(&mut self, action: ServerAction) {
         match action {
-            ServerAction::Send { vp: _, sint, payload } => self.sent(sint, &payload),
+            ServerAction::Send { vp: _, sint, payload } => {
+                self.check_message(sint, &payload);
+                self.sent.push_back(payload);
+            }
             ServerAction::Ask { id, .. } => {
                 assert!(self.last_asked < Some(id), "a question's name is used twice");
                 self.last_asked = Some(id);
@@ -344,12 +354,13 @@ impl Host {
             }
             ServerAction::Fault(fault) => {
                 assert_eq!(fault.whose(), Whose::Peer, "{fault}");
+                self.faults.push(fault);
             }
             ServerAction::Connected(_) | ServerAction::MonitorPages(_) => {}
         }
     }
 
-    fn sent(&mut self, sint: u8, payload: &[u8]) {
+    fn check_message(&mut self, sint: u8, payload: &[u8]) {
         assert!(sint < 16);
         let message = Message::parse(payload, Direction::ToGuest, None);
         match message.unwrap_or_else(|error| panic!("{payload:02x?} was sent: {error}")) {
@@ -369,14 +380,21 @@ impl Host {
 
     fn check_bounds(&self) {
         let usage = self.server.usage();
-        assert!(usage.channels <= QUOTAS.channels, "{usage:?}");
-        assert!(usage.half_built_gpadls <= QUOTAS.half_built_gpadls, "{usage:?}");
-        assert!(usage.half_built_words <= QUOTAS.half_built_words, "{usage:?}");
-        assert!(usage.gpadls <= QUOTAS.gpadls, "{usage:?}");
-        assert!(usage.pages <= QUOTAS.pages, "{usage:?}");
-        assert!(usage.questions <= QUOTAS.questions, "{usage:?}");
-        assert!(usage.connects <= QUOTAS.connects, "{usage:?}");
+        assert!(usage.channels <= self.quotas.channels, "{usage:?}");
+        assert!(usage.half_built_gpadls <= self.quotas.half_built_gpadls, "{usage:?}");
+        assert!(usage.half_built_words <= self.quotas.half_built_words, "{usage:?}");
+        assert!(usage.gpadls <= self.quotas.gpadls, "{usage:?}");
+        assert!(usage.pages <= self.quotas.pages, "{usage:?}");
+        assert!(usage.questions <= self.quotas.questions, "{usage:?}");
+        assert!(usage.connects <= self.quotas.connects, "{usage:?}");
         assert!(self.server.channels().count() <= self.offered.len());
+    }
+
+    /// Whether the server waits for an answer.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.asked.is_empty()
+            || self.opens.values().any(|open| open.1 != Opened::Open)
+            || self.lists.values().any(|asked_back| *asked_back)
     }
 
     /// Resets and answers all that is still asked for: then nothing may be left.

@@ -4,6 +4,8 @@
 //!
 //! Medians (and best) over the rounds, 21 unless told. Two threads are pinned to the first two processors.
 
+#![expect(clippy::unwrap_used, reason = "a measurement that fails has nothing to say")]
+
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
