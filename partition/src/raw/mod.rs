@@ -5,10 +5,12 @@
 #![allow(unsafe_code)]
 
 mod copy;
+mod fds;
 mod io;
 mod map;
 mod view;
 
+pub(crate) use fds::{peer_process, process, read_nowait, receive};
 pub(crate) use io::{Direction, Part, transfer};
 pub(crate) use map::{Map, Piece};
 pub(crate) use view::View;
