@@ -27,7 +27,10 @@ pub mod link;
 pub mod listener;
 pub mod local;
 pub mod memory;
+pub mod query;
 mod raw;
+#[cfg(feature = "tokio")]
+pub mod reactor;
 pub mod ring;
 mod root_link;
 mod stream;
@@ -38,6 +41,7 @@ pub use base::BaseRoot;
 pub use control_area::ControlAreaError;
 pub use gpa::{GpaError, GpaSpace, GuestPages, Region};
 pub use guest_link::{ControlGuest, GuestOptions};
+pub use frame::RefusedWhat;
 pub use link::{
     Credentials, FromGuest, FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, PartitionInfo, Refusal,
     RootEnd,

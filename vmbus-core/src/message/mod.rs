@@ -39,7 +39,7 @@ pub enum Direction {
 pub struct MessageInfo {
     /// The number on the wire.
     pub number: u32,
-    /// The structure's name.
+    /// The name in the specification.
     pub name: &'static str,
     /// Who sends it.
     pub direction: Direction,
@@ -82,21 +82,21 @@ pub enum MessageError {
     NotNegotiated(u32),
 }
 
-/// The table: `number Name Direction FirstVersion gate minimum-size [+ pages]`. `pages` marks the messages whose
+/// The table: `number Structure "NAME" Direction FirstVersion gate minimum-size [+ pages]`. `pages` marks the messages whose
 /// structure is followed by a piece of a page list.
 macro_rules! messages {
-    ($($number:literal $name:ident $direction:ident $version:ident $gate:expr, $minimum:literal $(+ $tail:ident)?;)*) => {
+    ($($number:literal $name:ident $specified:literal $direction:ident $version:ident $gate:expr, $minimum:literal $(+ $tail:ident)?;)*) => {
         /// One control message, decoded. Fields that an older or shorter form lacks are zero.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Message<'a> {
-            $(#[doc = concat!("Message ", stringify!($number), ".")]
+            $(#[doc = concat!($specified, ", message ", stringify!($number), ".")]
               $name($name $(, messages!(@$tail type 'a))?),)*
         }
 
         /// The table of all messages, in order of their numbers.
         pub const MESSAGES: &[MessageInfo] = &[$(MessageInfo {
             number: $number,
-            name: stringify!($name),
+            name: $specified,
             direction: Direction::$direction,
             first_version: Version::$version,
             gate: $gate,
@@ -153,35 +153,35 @@ macro_rules! messages {
 const NONE: FeatureFlags = FeatureFlags::empty();
 
 messages! {
-    1  OfferChannel             ToGuest V1    NONE, 190;
-    2  RescindChannelOffer      ToGuest V1    NONE, 12;
-    3  RequestOffers            ToHost  V1    NONE, 8;
-    4  AllOffersDelivered       ToGuest V1    NONE, 8;
-    5  OpenChannel              ToHost  V1    NONE, 148;
-    6  OpenChannelResult        ToGuest V1    NONE, 20;
-    7  CloseChannel             ToHost  V1    NONE, 12;
-    8  GpadlHeader              ToHost  V1    NONE, 20 + pages;
-    9  GpadlBody                ToHost  V1    NONE, 16 + pages;
-    10 GpadlCreated             ToGuest V1    NONE, 20;
-    11 GpadlTeardown            ToHost  V1    NONE, 16;
-    12 GpadlTorndown            ToGuest V1    NONE, 12;
-    13 RelidReleased            ToHost  V1    NONE, 12;
-    14 InitiateContact          ToHost  V1    NONE, 40;
-    15 VersionResponse          ToGuest V1    NONE, 10;
-    16 Unload                   ToHost  V1    NONE, 8;
-    17 UnloadResponse           ToGuest Win7  NONE, 8;
-    18 OpenReservedChannel      ToHost  Win10 NONE, 28;
-    19 CloseReservedChannel     ToHost  Win10 NONE, 20;
-    20 CloseReservedResponse    ToGuest Win10 NONE, 12;
-    21 TlConnectRequest         ToHost  Win10 NONE, 40;
-    22 ModifyChannel            ToHost  Win10Rs3 NONE, 16;
-    23 TlConnectResult          ToGuest Win10Rs3 NONE, 44;
-    24 ModifyChannelResponse    ToGuest Iron  NONE, 16;
-    25 ModifyConnection         ToHost  Copper FeatureFlags::MODIFY_CONNECTION, 24;
-    26 ModifyConnectionResponse ToGuest Copper FeatureFlags::MODIFY_CONNECTION, 9;
-    27 Pause                    ToHost  Copper FeatureFlags::PAUSE_RESUME, 8;
-    28 PauseResponse            ToGuest Copper FeatureFlags::PAUSE_RESUME, 8;
-    29 Resume                   ToHost  Copper FeatureFlags::PAUSE_RESUME, 8;
+    1  OfferChannel             "OFFERCHANNEL"               ToGuest V1       NONE, 190;
+    2  RescindChannelOffer      "RESCIND_CHANNELOFFER"       ToGuest V1       NONE, 12;
+    3  RequestOffers            "REQUESTOFFERS"              ToHost  V1       NONE, 8;
+    4  AllOffersDelivered       "ALLOFFERS_DELIVERED"        ToGuest V1       NONE, 8;
+    5  OpenChannel              "OPENCHANNEL"                ToHost  V1       NONE, 148;
+    6  OpenChannelResult        "OPENCHANNEL_RESULT"         ToGuest V1       NONE, 20;
+    7  CloseChannel             "CLOSECHANNEL"               ToHost  V1       NONE, 12;
+    8  GpadlHeader              "GPADL_HEADER"               ToHost  V1       NONE, 20 + pages;
+    9  GpadlBody                "GPADL_BODY"                 ToHost  V1       NONE, 16 + pages;
+    10 GpadlCreated             "GPADL_CREATED"              ToGuest V1       NONE, 20;
+    11 GpadlTeardown            "GPADL_TEARDOWN"             ToHost  V1       NONE, 16;
+    12 GpadlTorndown            "GPADL_TORNDOWN"             ToGuest V1       NONE, 12;
+    13 RelidReleased            "RELID_RELEASED"             ToHost  V1       NONE, 12;
+    14 InitiateContact          "INITIATE_CONTACT"           ToHost  V1       NONE, 40;
+    15 VersionResponse          "VERSION_RESPONSE"           ToGuest V1       NONE, 10;
+    16 Unload                   "UNLOAD"                     ToHost  V1       NONE, 8;
+    17 UnloadResponse           "UNLOAD_RESPONSE"            ToGuest Win7     NONE, 8;
+    18 OpenReservedChannel      "OPEN_RESERVED_CHANNEL"      ToHost  Win10    NONE, 28;
+    19 CloseReservedChannel     "CLOSE_RESERVED_CHANNEL"     ToHost  Win10    NONE, 20;
+    20 CloseReservedResponse    "CLOSE_RESERVED_RESPONSE"    ToGuest Win10    NONE, 12;
+    21 TlConnectRequest         "TL_CONNECT_REQUEST"         ToHost  Win10    NONE, 40;
+    22 ModifyChannel            "MODIFYCHANNEL"              ToHost  Win10Rs3 NONE, 16;
+    23 TlConnectResult          "TL_CONNECT_RESULT"          ToGuest Win10Rs3 NONE, 44;
+    24 ModifyChannelResponse    "MODIFYCHANNEL_RESPONSE"     ToGuest Iron     NONE, 16;
+    25 ModifyConnection         "MODIFY_CONNECTION"          ToHost  Copper   FeatureFlags::MODIFY_CONNECTION, 24;
+    26 ModifyConnectionResponse "MODIFY_CONNECTION_RESPONSE" ToGuest Copper   FeatureFlags::MODIFY_CONNECTION, 9;
+    27 Pause                    "PAUSE"                      ToHost  Copper   FeatureFlags::PAUSE_RESUME, 8;
+    28 PauseResponse            "PAUSE_RESPONSE"             ToGuest Copper   FeatureFlags::PAUSE_RESUME, 8;
+    29 Resume                   "RESUME"                     ToHost  Copper   FeatureFlags::PAUSE_RESUME, 8;
 }
 
 impl<'a> Message<'a> {
