@@ -20,6 +20,9 @@ pub enum Error {
     /// The attach socket failed or the peer broke its rules.
     #[error(transparent)]
     Link(#[from] vmbus_partition::LinkError),
+    /// The root's socket cannot be used.
+    #[error(transparent)]
+    Listen(#[from] vmbus_partition::ListenError),
     /// The root turned the partition away.
     #[error("the root refused: {0}")]
     Refused(Refusal),

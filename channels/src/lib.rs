@@ -19,6 +19,7 @@ mod offer;
 mod pipe;
 mod provider;
 mod root;
+mod sources;
 mod spin;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;

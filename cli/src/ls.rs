@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use comfy_table::{Table, presets};
-use vmbus_channels::{BusStatus, query_status};
+use vmbus_channels::Status;
 
 /// Arguments of `vmbus ls`.
 #[derive(Args)]
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let status = query_status(&arguments.socket)
+    let status = Status::of(&arguments.socket)
         .with_context(|| format!("cannot ask the root at {}: is it running?", arguments.socket.display()))?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn print(status: &BusStatus) {
+fn print(status: &Status) {
     let mut devices = table(&["DEVICE", "CLASS", "INSTANCE"]);
     for device in &status.devices {
         devices.add_row([&device.name, &device.class, &device.instance]);

@@ -83,6 +83,11 @@ impl Core {
         }))
     }
 
+    /// Signals to the guest go to another of its processors from now on.
+    pub(crate) fn retarget(&self, vp: u32) {
+        self.side.retarget(vp);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

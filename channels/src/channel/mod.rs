@@ -229,7 +229,8 @@ impl Pending {
     /// # Errors
     /// The request itself, still pending.
     pub fn try_reply(mut self) -> Result<Reply, Self> {
-        match core::lock(&self.core.replies).take(self.id) {
+        let reply = core::lock(&self.core.replies).take(self.id);
+        match reply {
             Some(reply) => {
                 self.state = PendingState::Answered;
                 Ok(reply)

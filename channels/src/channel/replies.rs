@@ -29,9 +29,9 @@ struct Slot {
 
 enum State {
     Free,
-    Waiting { waker: Option<Waker>, held: Held, abandoned: bool },
+    Waiting { waker: Option<Waker>, _held: Held, abandoned: bool },
     /// For whoever collects tagged replies.
-    Tagged { tag: u64, held: Held },
+    Tagged { tag: u64, _held: Held },
     Done(Reply),
 }
 
@@ -42,12 +42,12 @@ pub(crate) struct UnknownId;
 impl Replies {
     /// Takes a slot for a request that gives the peer access to `held`.
     pub(crate) fn start(&mut self, held: Held) -> u64 {
-        self.begin(State::Waiting { waker: None, held, abandoned: false })
+        self.begin(State::Waiting { waker: None, _held: held, abandoned: false })
     }
 
     /// Takes a slot for a request whose reply goes to [`take_tagged`](Self::take_tagged).
     pub(crate) fn start_tagged(&mut self, tag: u64, held: Held) -> u64 {
-        self.begin(State::Tagged { tag, held })
+        self.begin(State::Tagged { tag, _held: held })
     }
 
     /// Moves the replies to tagged requests out.

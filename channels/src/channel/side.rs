@@ -52,11 +52,11 @@ impl Side {
         }
     }
 
-    /// The event area in which the peer signals this channel.
-    pub(crate) fn area(&self) -> u32 {
+    /// Signals to the guest go to another of its processors from now on.
+    pub(crate) fn retarget(&self, to: u32) {
         match self {
-            Self::Root { worker, .. } => *worker,
-            Self::Guest { vp, .. } => *vp,
+            Self::Root { vp, .. } => vp.store(to, Ordering::Relaxed),
+            Self::Guest { .. } => {}
         }
     }
 

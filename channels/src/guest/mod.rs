@@ -10,12 +10,12 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use vmbus_core::message::UserDefined;
 use vmbus_core::{Guid, Version};
-use vmbus_partition::{GuestEnd, GuestLink, GuestOptions};
+use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
 use self::task::{Command, Task};
 use crate::buffer::Buffer;
 use crate::channel::Channel;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::spin::Spin;
 
 /// The sharing domain of memory that only the root sees beside this guest.
@@ -104,7 +104,7 @@ impl GuestBuilder {
         self
     }
 
-    /// Memory to share with the root for rings and buffers, in bytes; 16 MiB without this.
+    /// Memory to share with the root for rings and buffers, in bytes; 64 MiB without this.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.options.memory = bytes;
         self
@@ -134,7 +134,12 @@ impl GuestBuilder {
     /// [`Error::Link`] if nobody listens there or the root breaks the attach protocol, [`Error::Refused`],
     /// [`Error::NoCommonVersion`].
     pub async fn connect(self, path: impl AsRef<Path>) -> Result<Guest, Error> {
-        let link = GuestLink::connect(path.as_ref(), &self.options)?;
+        let (path, options) = (path.as_ref().to_owned(), self.options.clone());
+        let link = tokio::task::spawn_blocking(move || vmbus_partition::attach::connect(path, &options)).await;
+        let link = link.map_err(|_| Error::Disconnected)?.map_err(|error| match error {
+            LinkError::Refused { reason } => Error::Refused(Refusal::new(reason)),
+            error => error.into(),
+        })?;
         self.attach(Arc::new(link)).await
     }
 
@@ -177,7 +182,7 @@ impl Guest {
     /// Settings for a guest.
     pub fn builder() -> GuestBuilder {
         GuestBuilder {
-            options: GuestOptions { name: format!("guest-{}", std::process::id()), ..GuestOptions::default() },
+            options: GuestOptions::named(format!("guest-{}", std::process::id())),
             versions: Version::OLDEST..=Version::NEWEST,
             spin: Spin::default(),
             ring_pages: 16,
@@ -262,5 +267,11 @@ impl Guest {
     pub async fn closed(&self) {
         let mut offers = self.inner.offers.clone();
         let _ = offers.wait_for(|offers| offers.ended).await;
+    }
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Guest").field("version", &self.inner.version).finish_non_exhaustive()
     }
 }

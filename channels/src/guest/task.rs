@@ -2,23 +2,21 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use vmbus_core::client::{self, Client, ClientAction, ClientConfig, Failure, OfferInfo};
-use vmbus_core::memory::SharedMemory;
 use vmbus_core::message::UserDefined;
 use vmbus_core::pages::PageRanges;
 use vmbus_core::status::{HvStatus, Status};
 use vmbus_core::{PAGE_SIZE, Version};
-use vmbus_partition::{FromRoot, GuestEnd, LinkError, RefusedWhat, SharedPages, reactor};
+use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
 
 use super::{OfferedDevice, Offers, ROOT_DOMAIN};
 use crate::channel::{Channel, Core, Limits, Side, Wait};
+use crate::sources;
 use crate::error::{Error, Refusal};
 use crate::spin::Spin;
 
@@ -166,9 +164,9 @@ impl Task {
                     }
                     None => return Ok(()),
                 },
-                result = readable(&socket) => result?,
-                result = writable(&socket), if !flushed => result?,
-                result = readable(&bell) => {
+                result = sources::readable(&socket) => result?,
+                result = sources::writable(&socket), if !flushed => result?,
+                result = sources::readable(&bell) => {
                     result?;
                     self.end.clear_bell(SHARED_AREA);
                 }
@@ -462,20 +460,4 @@ impl Task {
         self.offers.send_modify(|offers| offers.devices.retain(|device| device.relid != relid));
         let _ = self.client.release(relid);
     }
-}
-
-async fn readable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), LinkError> {
-    match source {
-        Some(source) => source.readable().await?.clear_ready(),
-        None => std::future::pending().await,
-    }
-    Ok(())
-}
-
-async fn writable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), LinkError> {
-    match source {
-        Some(source) => source.writable().await?.clear_ready(),
-        None => std::future::pending().await,
-    }
-    Ok(())
 }

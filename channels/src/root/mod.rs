@@ -1,21 +1,24 @@
 //! The root of a bus: devices on one side, partitions on the other.
 
 mod devices;
+mod greeting;
 mod partition;
 mod policy;
 mod status;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{broadcast, mpsc};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 use vmbus_core::Version;
 use vmbus_core::server::{Quotas, ServerConfig};
-use vmbus_partition::{Attached, Listener, RootEnd};
+use vmbus_partition::{Listener, RootEnd, reactor};
 
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
@@ -43,15 +46,13 @@ pub(crate) struct Inner {
     spin: Spin,
     policy: Arc<dyn Policy>,
     devices: Mutex<Devices>,
-    partitions: Mutex<BTreeMap<u32, Attachment>>,
+    partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
     events: broadcast::Sender<Event>,
 }
 
-struct Attachment {
-    client: Client,
-    commands: mpsc::UnboundedSender<Command>,
-}
+/// The way to a partition's task.
+type Inbox = mpsc::UnboundedSender<Command>;
 
 /// Listeners; they end with the root.
 #[derive(Default)]
@@ -136,7 +137,7 @@ impl Root {
     /// Lets process guests attach at `path`. A socket that a dead root left there is taken over.
     ///
     /// # Errors
-    /// [`Error::Link`] if a live root has the path, or it cannot be used. [`Error::Io`] outside a runtime.
+    /// [`Error::Listen`] if a live root has the path, or it cannot be used. [`Error::Io`] outside a runtime.
     pub fn listen_at(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.accept_at(path.as_ref(), None)
     }
@@ -151,16 +152,21 @@ impl Root {
 
     fn accept_at(&self, path: &Path, name: Option<Arc<str>>) -> Result<(), Error> {
         let listener = Listener::bind(path)?;
-        let readiness = vmbus_partition::reactor::readable(listener.fd())
-            .map_err(Error::io(format!("waiting at {}", path.display())))?;
-        let accept = accept(Arc::clone(&self.inner), listener, readiness, name, path.to_owned());
-        lock(&self._tasks.0).push(tokio::spawn(accept).abort_handle());
+        let readiness =
+            reactor::readable(listener.as_fd()).map_err(Error::io(format!("waiting at {}", path.display())))?;
+        let task = greeting::accept(Arc::clone(&self.inner), listener, readiness, name);
+        lock(&self._tasks.0).push(tokio::spawn(task).abort_handle());
         Ok(())
     }
 
-    /// Attaches a partition of this process or one whose link the caller has made. Gives its number.
+    /// A number for [`vmbus_partition::local::pair`] that no other partition of this root has.
+    pub fn next_partition(&self) -> u32 {
+        self.inner.next_partition()
+    }
+
+    /// Attaches a partition of this process, or one whose link the caller has made. Gives its number.
     pub fn attach(&self, end: Arc<dyn RootEnd>) -> u32 {
-        self.inner.attach(end, None)
+        self.inner.attach(end)
     }
 
     /// Offers a device to all guests that may see it, those that attach later included.
@@ -186,8 +192,8 @@ impl Root {
 
     /// Takes a partition off the bus, as if it had died.
     pub fn detach(&self, partition: u32) {
-        if let Some(attachment) = lock(&self.inner.partitions).get(&partition) {
-            let _ = attachment.commands.send(Command::Detach);
+        if let Some(inbox) = lock(&self.inner.partitions).get(&partition) {
+            let _ = inbox.send(Command::Detach);
         }
     }
 
@@ -208,16 +214,17 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
-    fn attach(self: &Arc<Self>, end: Arc<dyn RootEnd>, name: Option<&Arc<str>>) -> u32 {
-        let id = self.next_partition.fetch_add(1, Ordering::Relaxed);
+    /// A number for a partition that is about to attach.
+    pub(crate) fn next_partition(&self) -> u32 {
+        self.next_partition.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn attach(self: &Arc<Self>, end: Arc<dyn RootEnd>) -> u32 {
         let info = end.info();
-        let name = match name {
-            Some(name) if info.name.is_empty() => Arc::clone(name),
-            Some(_) | None => info.name.as_str().into(),
-        };
-        let client = Client { id, name, credentials: info.credentials };
+        let id = info.id;
+        let client = Client { id, name: info.name.as_str().into(), credentials: info.credentials };
         let (commands, inbox) = mpsc::unbounded_channel();
-        lock(&self.partitions).insert(id, Attachment { client: client.clone(), commands: commands.clone() });
+        lock(&self.partitions).insert(id, commands.clone());
         self.tell(Event::Attached { client: client.clone(), extended: info.extended });
         tokio::spawn(Partition::new(Arc::clone(self), end, client, commands, inbox).run());
         id
@@ -231,37 +238,17 @@ impl Inner {
     }
 
     fn command_all(&self, command: impl Fn() -> Command) {
-        for attachment in lock(&self.partitions).values() {
-            let _ = attachment.commands.send(command());
+        for inbox in lock(&self.partitions).values() {
+            let _ = inbox.send(command());
         }
     }
 }
 
-/// Accepts partitions at one socket until the root ends.
-async fn accept(
-    root: Arc<Inner>,
-    listener: Listener,
-    readiness: tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>,
-    name: Option<Arc<str>>,
-    path: PathBuf,
-) {
-    let mut greetings = JoinSet::new();
-    loop {
-        while greetings.try_join_next().is_some() {}
-        match listener.accept() {
-            Ok(Some(greeting)) => {
-                let (root, name) = (Arc::clone(&root), name.clone());
-                greetings.spawn(async move { greet(&root, greeting, name.as_ref()).await });
-            }
-            Ok(None) => match readiness.readable().await {
-                Ok(mut guard) => guard.clear_ready(),
-                Err(error) => return root.tell(Event::ListenerFailed { path, why: error.to_string() }),
-            },
-            // Descriptors run out, say: others may attach later.
-            Err(error) => {
-                root.tell(Event::ListenerFailed { path: path.clone(), why: error.to_string() });
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-        }
+impl fmt::Debug for Root {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Root")
+            .field("partitions", &lock(&self.inner.partitions).len())
+            .finish_non_exhaustive()
     }
 }

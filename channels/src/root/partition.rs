@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -13,12 +13,14 @@ use vmbus_core::server::{
     Answer, AskId, DeviceKey, OfferParams, Open, Question, Server, ServerAction, ServerInput,
 };
 use vmbus_core::Version;
+use vmbus_ringbuf::RingMemory;
 use vmbus_partition::{FromGuest, LinkError, RefusedWhat, RootEnd, reactor};
 
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use super::{Inner, lock};
 use crate::channel::{Channel, Core, Limits, Side, Wait, Writes};
+use crate::sources;
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::provider::{Client, OpenRequest};
@@ -165,9 +167,9 @@ impl Partition {
                     }
                     None => return Ok(()),
                 },
-                result = readable(&sources.socket) => result?,
-                result = writable(&sources.socket), if !flushed => result?,
-                result = readable(&sources.bell) => {
+                result = sources::readable(&sources.socket) => result?,
+                result = sources::writable(&sources.socket), if !flushed => result?,
+                result = sources::readable(&sources.bell) => {
                     result?;
                     self.end.clear_bell(SHARED_AREA);
                 }
@@ -319,7 +321,7 @@ impl Partition {
                 }
                 ServerAction::Retarget { relid, vp, .. } => {
                     if let Some(channel) = self.open.get(&relid) {
-                        channel.core.side().retarget(vp);
+                        channel.core.retarget(vp);
                     }
                 }
                 ServerAction::Released { device } => self.released(device),
@@ -391,8 +393,8 @@ impl Partition {
         let outgoing = memory.ring(pages.skip(downstream)).map_err(|error| refuse(&error))?;
         let request = OpenRequest {
             subchannel_index: 0,
-            incoming_bytes: incoming.size(),
-            outgoing_bytes: outgoing.size(),
+            incoming_bytes: incoming.data_size(),
+            outgoing_bytes: outgoing.data_size(),
             target_vp: open.target_vp,
             user_data: open.user_data,
         };
@@ -478,42 +480,21 @@ impl Partition {
                 .get(&channel.device)
                 .map(|offered| offered.device.offer.name.clone())
                 .unwrap_or_default(),
-            instance: channel.instance,
+            instance: channel.instance.to_string(),
             subchannel_index: channel.subchannel_index,
-            state: channel.state,
+            state: channel.state.to_string(),
         });
+        let usage = self.server.usage();
         PartitionStatus {
-            client: self.client.clone(),
+            id: self.client.id,
+            name: self.client.name.to_string(),
             extended: self.end.info().extended,
-            version: self.server.connection().map(|connection| connection.version),
+            pid: self.client.credentials.map(|credentials| credentials.pid),
+            version: self.server.connection().map(|connection| connection.version.to_string()),
             memory: self.end.memory().size(),
-            usage: self.server.usage(),
+            gpadls: usage.gpadls,
+            pages: usage.pages,
             channels: channels.collect(),
-        }
-    }
-}
-
-async fn readable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), LinkError> {
-    match source {
-        Some(source) => source.readable().await?.clear_ready(),
-        None => std::future::pending().await,
-    }
-    Ok(())
-}
-
-async fn writable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), LinkError> {
-    match source {
-        Some(source) => source.writable().await?.clear_ready(),
-        None => std::future::pending().await,
-    }
-    Ok(())
-}
-
-impl Side {
-    fn retarget(&self, vp: u32) {
-        match self {
-            Self::Root { vp: target, .. } => target.store(vp, Ordering::Relaxed),
-            Self::Guest { .. } => {}
         }
     }
 }

@@ -1,14 +1,15 @@
-//! What a root is doing, as a listing.
+//! What a root is doing, as a listing; and the way to ask a running root for it.
 
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use vmbus_core::server::{ChannelState, Usage};
-use vmbus_core::{Guid, Version};
 
 use super::{Command, Inner, lock};
-use crate::provider::Client;
 
-/// Partitions and devices of a root at one moment.
-#[derive(Clone, Debug)]
+/// Devices and partitions of a root at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Devices, in the order in which they were offered.
     pub devices: Vec<DeviceStatus>,
@@ -17,46 +18,62 @@ pub struct Status {
 }
 
 /// One device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// For people.
     pub name: String,
-    /// Class.
-    pub class: Guid,
-    /// Instance.
-    pub instance: Guid,
+    /// Class GUID.
+    pub class: String,
+    /// Instance GUID.
+    pub instance: String,
 }
 
 /// One partition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionStatus {
-    /// Who it is.
-    pub client: Client,
+    /// The root's number for it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
     /// Whether it speaks the attach extensions; a virtual machine of a plain VMM does not.
     pub extended: bool,
+    /// The process at the other end of the socket.
+    pub pid: Option<i32>,
     /// The protocol version, once agreed.
-    pub version: Option<Version>,
-    /// Bytes of memory it shares.
+    pub version: Option<String>,
+    /// Bytes of memory that it shares.
     pub memory: u64,
-    /// What it makes the root hold.
-    pub usage: Usage,
-    /// Channels it is shown.
+    /// Page lists that it makes the root hold.
+    pub gpadls: usize,
+    /// Pages in those.
+    pub pages: usize,
+    /// Channels that it is shown.
     pub channels: Vec<ChannelStatus>,
 }
 
 /// One channel of a partition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelStatus {
     /// Channel id, if it has one at present.
     pub relid: Option<u32>,
     /// Name of the device.
     pub device: String,
-    /// Instance of the device.
-    pub instance: Guid,
+    /// Instance GUID of the device.
+    pub instance: String,
     /// 0 for the primary channel.
     pub subchannel_index: u16,
-    /// Its state.
-    pub state: ChannelState,
+    /// Its state, in the words of the specification.
+    pub state: String,
+}
+
+impl Status {
+    /// Asks the root that listens at `path`. Blocks for a few seconds at most.
+    ///
+    /// # Errors
+    /// The system's: nobody listens, or not a root.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<Self> {
+        serde_json::from_slice(&vmbus_partition::query::ask(path.as_ref())?).map_err(io::Error::other)
+    }
 }
 
 impl Inner {
@@ -65,15 +82,15 @@ impl Inner {
             .iter()
             .map(|(_, device)| DeviceStatus {
                 name: device.offer.name.clone(),
-                class: device.offer.class,
-                instance: device.instance,
+                class: device.offer.class.to_string(),
+                instance: device.instance.to_string(),
             })
             .collect();
         let asked: Vec<_> = lock(&self.partitions)
             .values()
-            .map(|attachment| {
+            .map(|inbox| {
                 let (reply, answer) = oneshot::channel();
-                let _ = attachment.commands.send(Command::Status(reply));
+                let _ = inbox.send(Command::Status(reply));
                 answer
             })
             .collect();

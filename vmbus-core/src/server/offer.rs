@@ -195,7 +195,7 @@ impl Server {
     }
 
     pub(super) fn relid_released(&mut self, relid: u32) {
-        let Some(device) = self.visible("RelidReleased", relid) else { return };
+        let Some(device) = self.visible("RELID_RELEASED", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
         let releasable = match (channel.shown, &channel.serving) {
             (Shown::Offered, Serving::Idle | Serving::Closing { reopen: None, .. }) => true,
@@ -204,7 +204,7 @@ impl Server {
             (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => false,
         };
         if !releasable {
-            return self.wrong_state("RelidReleased", device);
+            return self.wrong_state("RELID_RELEASED", device);
         }
         channel.shown = match channel.shown {
             // Its device is back already.

@@ -57,6 +57,8 @@ pub(crate) struct Books {
     pub(crate) opens: BTreeMap<u32, u32>,
     pub(crate) creations: BTreeMap<u32, u32>,
     pub(crate) teardowns: BTreeSet<u32>,
+    /// The guest does not wait for the host: after a reset, or when it unloads before 3.0.
+    nobody_waits: bool,
 }
 
 impl Books {
@@ -124,7 +126,8 @@ impl Books {
             }
             ClientAction::GpadlTorndown { gpadl } => {
                 assert!(self.teardowns.remove(gpadl), "torn down without being asked to");
-                assert!(!self.lists.keys().any(|(_, list)| list == gpadl), "torn down while in use");
+                let in_use = self.lists.keys().any(|(_, list)| list == gpadl);
+                assert!(self.nobody_waits || !in_use, "torn down while in use");
             }
             ClientAction::Rescinded { relid } => {
                 assert!(!self.lists.keys().any(|(channel, _)| channel == relid), "rescinded while in use");
@@ -141,13 +144,17 @@ impl Books {
             | ClientAction::Modified { .. }
             | ClientAction::MonitorPagesModified(_)
             | ClientAction::ConnectRefused { .. }
-            | ClientAction::Paused
-            | ClientAction::Unloaded => {}
+            | ClientAction::Paused => {}
+            ClientAction::Unloaded => {
+                assert!(self.opens.is_empty() && self.creations.is_empty() && self.teardowns.is_empty());
+                assert!(self.nobody_waits || self.lists.is_empty(), "unloaded while the host uses pages");
+            }
         }
     }
 
     fn pages_are_free(&self, relid: u32, gpadl: u32) {
-        assert!(!self.lists.contains_key(&(relid, gpadl)), "page list {relid}/{gpadl} is free but in use");
+        let in_use = self.lists.contains_key(&(relid, gpadl));
+        assert!(self.nobody_waits || !in_use, "page list {relid}/{gpadl} is free but in use");
     }
 }
 
@@ -166,6 +173,8 @@ pub(crate) struct Pair {
     pub(crate) actions: Vec<ServerAction>,
     /// Connections that do not exist at this root.
     pub(crate) missing: Vec<u32>,
+    /// Devices that the host took back and has not offered again.
+    pub(crate) withdrawn: BTreeSet<u64>,
     /// One in this many opens and questions is refused; 0 for none.
     pub(crate) refuse_one_in: usize,
 }
@@ -183,6 +192,7 @@ impl Pair {
             events: Vec::new(),
             actions: Vec::new(),
             missing: Vec::new(),
+            withdrawn: BTreeSet::new(),
             refuse_one_in: 0,
         }
     }
@@ -346,7 +356,20 @@ impl Pair {
         self.to_root.clear();
         self.to_guest.clear();
         self.client.reset();
+        self.books.nobody_waits = true;
+        self.collect();
+        self.books.nobody_waits = false;
         self.input(ServerInput::Reset);
+    }
+
+    /// Whether there was a connection to leave.
+    pub(crate) fn unload(&mut self) -> bool {
+        let Some(connection) = self.client.connection() else { return false };
+        self.client.unload().unwrap();
+        self.books.nobody_waits = connection.version < Version::Win8_1;
+        self.collect();
+        self.books.nobody_waits = false;
+        true
     }
 
     pub(crate) fn take_events(&mut self) -> Vec<ClientAction> {
