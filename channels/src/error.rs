@@ -20,6 +20,9 @@ pub enum Error {
     /// The attach socket failed or the peer broke its rules.
     #[error(transparent)]
     Link(#[from] vmbus_partition::LinkError),
+    /// The root's socket cannot be used.
+    #[error(transparent)]
+    Listen(#[from] vmbus_partition::ListenError),
     /// The root turned the partition away.
     #[error("the root refused: {0}")]
     Refused(Refusal),
@@ -110,6 +113,16 @@ pub enum ChannelError {
         /// What `Offer::completion_room` said.
         room: usize,
     },
+    /// Bytes outside of a buffer were asked for: the caller's fault.
+    #[error("{len} bytes at {at} of a buffer of {size} bytes")]
+    OutOfBuffer {
+        /// First byte.
+        at: usize,
+        /// Bytes.
+        len: usize,
+        /// Size of the buffer.
+        size: usize,
+    },
     /// Nothing came in the time given.
     #[error("nothing came in time")]
     TimedOut,
@@ -126,7 +139,7 @@ impl ChannelError {
     pub(crate) fn ends_channel(&self) -> bool {
         match self {
             Self::Closed | Self::Ring(_) | Self::Memory(_) | Self::Protocol(_) => true,
-            Self::TooLarge { .. } | Self::CompletionTooLarge { .. } | Self::TimedOut | Self::Io(_) | Self::Device(_) => {
+            Self::TooLarge { .. } | Self::OutOfBuffer { .. } | Self::CompletionTooLarge { .. } | Self::TimedOut | Self::Io(_) | Self::Device(_) => {
                 false
             }
         }

@@ -49,6 +49,10 @@ impl Offer {
     /// How packets are framed; [`Framing::Packets`] without this.
     pub fn framing(mut self, framing: Framing) -> Self {
         self.framing = framing;
+        if framing != Framing::Packets {
+            // Pipes have no completions.
+            self.completion_room = 0;
+        }
         self
     }
 

@@ -42,7 +42,7 @@ pub trait Session: Send + 'static {
 }
 
 /// The guest at the other end of a channel.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// Number of the partition, unique as long as the root runs.
     pub id: u32,

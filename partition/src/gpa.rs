@@ -139,6 +139,11 @@ impl GpaSpace {
         &self.regions
     }
 
+    /// Bytes of all regions.
+    pub fn size(&self) -> u64 {
+        self.regions.iter().map(Region::size).sum()
+    }
+
     /// The bytes that a page range names.
     ///
     /// # Errors
@@ -265,6 +270,11 @@ pub struct GuestPages {
 }
 
 impl GuestPages {
+    /// Where the bytes are for the guest: guest-physical address and length of each contiguous run.
+    pub fn addresses(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.runs.iter().map(|run| (self.space.regions[run.region].gpa + run.offset as u64, run.len as u64))
+    }
+
     /// How many bytes.
     #[inline]
     pub fn len(&self) -> usize {

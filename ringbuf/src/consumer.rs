@@ -9,9 +9,6 @@ use crate::packet::{
 };
 use crate::signal::{self, Signal, advance, used};
 
-/// Descriptor and trailer: no packet is shorter.
-const MIN_PACKET: u32 = 24;
-
 /// The reading end of a ring. There is one at a time.
 ///
 /// The read index lives here and is only ever stored to shared memory. Packets up to the last seen write index are
@@ -40,7 +37,7 @@ impl<R: RingMemory> Consumer<R> {
 
     /// Takes the next unread packet; `None` when there is none. Its room is not given back before the next
     /// [`publish`](Self::publish). After a fault the read index stands where it stood.
-    #[inline]
+    #[inline(always)]
     #[expect(
         clippy::should_implement_trait,
         reason = "packets borrow the consumer, which no iterator can say"
@@ -49,14 +46,17 @@ impl<R: RingMemory> Consumer<R> {
         if self.unread == 0 && !self.look(Ordering::Acquire)? {
             return Ok(None);
         }
-        if self.unread < MIN_PACKET {
-            return Err(RingFault::Fragment { unread: self.unread });
-        }
         let start = self.read;
         let descriptor = Descriptor::check(self.memory.read_u64(start), self.unread)?;
-        let transaction_id = self.memory.read_u64(advance(start, 8, self.size));
         let total = descriptor.length + 8;
-        self.read = advance(start, total, self.size);
+        let end = start + total;
+        let (id_at, payload_at, next) = if end < self.size {
+            (start + 8, start + descriptor.payload_offset, end)
+        } else {
+            wrapped(start, descriptor.payload_offset, total, self.size)
+        };
+        let transaction_id = self.memory.read_u64(id_at);
+        self.read = next;
         self.unread -= total;
         Ok(Some(Packet {
             kind: descriptor.kind,
@@ -65,6 +65,7 @@ impl<R: RingMemory> Consumer<R> {
             memory: &self.memory,
             size: self.size,
             start,
+            payload_at,
             header_len: descriptor.payload_offset - 16,
             payload_len: descriptor.length - descriptor.payload_offset,
         }))
@@ -170,6 +171,12 @@ impl<R: RingMemory> Consumer<R> {
     fn producer_waits(&self) -> bool {
         self.memory.load(ControlWord::PendingSendSize, Ordering::Relaxed) != 0 || !self.producer_reports()
     }
+}
+
+/// Ring offsets of transaction id, payload and next packet of a packet that reaches the end of the data area.
+#[inline(always)]
+fn wrapped(start: u32, payload_offset: u32, total: u32, size: u32) -> (u32, u32, u32) {
+    (advance(start, 8, size), advance(start, payload_offset, size), advance(start, total, size))
 }
 
 /// What [`Consumer::unmask`] found.

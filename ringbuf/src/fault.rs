@@ -17,13 +17,7 @@ pub enum RingFault {
     /// A read index beyond the data area or not a multiple of 8.
     #[error("the peer set the read index to {0:#x}")]
     ReadIndex(u32),
-    /// Fewer bytes than a descriptor and a trailer between read and write index.
-    #[error("the peer committed {unread} bytes, too few for any packet")]
-    Fragment {
-        /// Bytes between the read index and the write index.
-        unread: u32,
-    },
-    /// A packet shorter than its own descriptor, or longer than what was committed.
+    /// A packet longer than what was committed, which may be less than any packet.
     #[error("the peer wrote a packet of {length} bytes where {unread} bytes are unread")]
     Length {
         /// What the packet occupies by its own account, trailer included.

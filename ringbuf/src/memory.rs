@@ -66,6 +66,14 @@ pub trait RingMemory: Send {
         self.write(at, &value.to_le_bytes());
     }
 
+    /// Hint that the cache line at `at` of the data area will be written soon, so that it can be fetched for writing
+    /// meanwhile. `at` may be up to twice the data size, wrapping as accesses do. Nothing by default; worth having for
+    /// commits one by one, as each waits for the writes before it to reach the cache.
+    #[inline]
+    fn prefetch_write(&self, at: u32) {
+        let _ = at;
+    }
+
     /// Stores a control word so that whoever sees the value sees everything done before, and so that no later load of
     /// this thread happens before the store: the one place on which all wake-ups depend. The loads that follow it are
     /// `SeqCst`, which makes a `SeqCst` store enough. A model checker that knows only fences overrides it.
@@ -103,6 +111,10 @@ impl<R: RingMemory + Sync> RingMemory for Arc<R> {
     #[inline]
     fn write_u64(&self, at: u32, value: u64) {
         (**self).write_u64(at, value);
+    }
+    #[inline]
+    fn prefetch_write(&self, at: u32) {
+        (**self).prefetch_write(at);
     }
     #[inline]
     fn publish(&self, word: ControlWord, value: u32) {

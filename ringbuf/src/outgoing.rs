@@ -156,8 +156,17 @@ impl OutgoingKind<'_> {
     }
 
     /// Bytes of type-specific header, with the ranges checked. For [`packet_size`](crate::packet_size).
-    #[inline]
+    #[inline(always)]
     pub fn header_len(&self) -> Result<usize, PushError> {
+        match *self {
+            OutgoingKind::InBand | OutgoingKind::Completion => Ok(0),
+            OutgoingKind::TransferPages { .. }
+            | OutgoingKind::GpaDirect(_)
+            | OutgoingKind::GpaDirectEncoded { .. } => self.ranges_len(),
+        }
+    }
+
+    fn ranges_len(&self) -> Result<usize, PushError> {
         match *self {
             OutgoingKind::InBand | OutgoingKind::Completion => Ok(0),
             OutgoingKind::TransferPages { ranges, .. } => {
@@ -182,9 +191,20 @@ impl OutgoingKind<'_> {
         }
     }
 
-    /// Writes the type-specific header at ring offset `at`; its length was checked against the ring.
-    #[inline]
-    pub(crate) fn write_header<R: RingMemory>(&self, memory: &R, at: u32, size: u32) {
+    /// Writes the type-specific header of the packet that starts at `start`; its length was checked against the ring.
+    #[inline(always)]
+    pub(crate) fn write_header<R: RingMemory>(&self, memory: &R, start: u32, size: u32) {
+        match *self {
+            OutgoingKind::InBand | OutgoingKind::Completion => {}
+            OutgoingKind::TransferPages { .. }
+            | OutgoingKind::GpaDirect(_)
+            | OutgoingKind::GpaDirectEncoded { .. } => {
+                self.write_ranges(memory, advance(start, 16, size), size)
+            }
+        }
+    }
+
+    fn write_ranges<R: RingMemory>(&self, memory: &R, at: u32, size: u32) {
         let mut words = Words { memory, at, size };
         match *self {
             OutgoingKind::InBand | OutgoingKind::Completion => {}

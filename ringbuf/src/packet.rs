@@ -20,6 +20,10 @@ pub const FEATURE_PENDING_SEND_SIZE: u32 = 1;
 /// Flag of a packet whose sender waits for a completion.
 const COMPLETION_REQUESTED: u16 = 1;
 
+/// Type and payload offset of packets without headers, as they stand in a descriptor.
+const BARE_IN_BAND: u32 = 0x0002_0006;
+const BARE_COMPLETION: u32 = 0x0002_000b;
+
 /// Bytes a packet occupies in the ring with `header_len` bytes of type-specific headers (a multiple of 8), or `None`
 /// where the length field cannot say it.
 #[inline]
@@ -55,24 +59,16 @@ impl PacketKind {
         }
     }
 
-    #[inline]
-    const fn from_code(code: u16) -> Option<Self> {
+    /// The kind, and the least distance from descriptor to payload.
+    #[inline(always)]
+    const fn from_code(code: u16) -> Option<(Self, u32)> {
         // Types are an open set of the peer's, so here the rest is a fault.
         match code {
-            6 => Some(PacketKind::InBand),
-            7 => Some(PacketKind::TransferPages),
-            9 => Some(PacketKind::GpaDirect),
-            0xb => Some(PacketKind::Completion),
+            6 => Some((PacketKind::InBand, 16)),
+            7 => Some((PacketKind::TransferPages, 24)),
+            9 => Some((PacketKind::GpaDirect, 24)),
+            0xb => Some((PacketKind::Completion, 16)),
             _ => None,
-        }
-    }
-
-    /// Bytes of type-specific header there are at least.
-    #[inline]
-    const fn min_header(self) -> u32 {
-        match self {
-            PacketKind::InBand | PacketKind::Completion => 0,
-            PacketKind::TransferPages | PacketKind::GpaDirect => 8,
         }
     }
 }
@@ -100,26 +96,50 @@ impl Descriptor {
     }
 
     /// Checks the word a peer wrote against the `unread` bytes it committed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check(word: u64, unread: u32) -> Result<Self, RingFault> {
         let [k0, k1, o0, o1, l0, l1, f0, f1] = word.to_le_bytes();
-        let code = u16::from_le_bytes([k0, k1]);
-        let payload_offset = u32::from(u16::from_le_bytes([o0, o1])) * 8;
         let length = u32::from(u16::from_le_bytes([l0, l1])) * 8;
         let flags = u16::from_le_bytes([f0, f1]);
 
-        let Some(kind) = PacketKind::from_code(code) else { return Err(RingFault::Type(code)) };
-        if flags > COMPLETION_REQUESTED {
-            return Err(RingFault::Flags(flags));
-        }
-        // Whether length holds at least the descriptor follows from the offset check.
-        if length + 8 > unread {
-            return Err(RingFault::Length { length: length + 8, unread });
-        }
-        if payload_offset < 16 + kind.min_header() || payload_offset > length {
-            return Err(RingFault::Offset { offset: payload_offset, length });
+        // Packets without headers in one comparison.
+        let (kind, payload_offset) = match u32::from_le_bytes([k0, k1, o0, o1]) {
+            BARE_IN_BAND => (PacketKind::InBand, 16),
+            BARE_COMPLETION => (PacketKind::Completion, 16),
+            _ => Self::check_offset(word)?,
+        };
+        // The payload starts at 16 at least, so a packet as long as that is long enough for a descriptor.
+        if payload_offset > length || length + 8 > unread || flags > COMPLETION_REQUESTED {
+            return Err(Self::fault(word, unread));
         }
         Ok(Self { kind, completion_requested: flags == COMPLETION_REQUESTED, payload_offset, length })
+    }
+
+    #[inline]
+    fn check_offset(word: u64) -> Result<(PacketKind, u32), RingFault> {
+        let [k0, k1, o0, o1, l0, l1, ..] = word.to_le_bytes();
+        let code = u16::from_le_bytes([k0, k1]);
+        let offset = u32::from(u16::from_le_bytes([o0, o1])) * 8;
+        let length = u32::from(u16::from_le_bytes([l0, l1])) * 8;
+        let (kind, min_offset) = PacketKind::from_code(code).ok_or(RingFault::Type(code))?;
+        if offset < min_offset { Err(RingFault::Offset { offset, length }) } else { Ok((kind, offset)) }
+    }
+
+    /// What is wrong with a word of known type that failed a check.
+    #[cold]
+    #[inline(never)]
+    fn fault(word: u64, unread: u32) -> RingFault {
+        let [_, _, o0, o1, l0, l1, f0, f1] = word.to_le_bytes();
+        let offset = u32::from(u16::from_le_bytes([o0, o1])) * 8;
+        let length = u32::from(u16::from_le_bytes([l0, l1])) * 8;
+        let flags = u16::from_le_bytes([f0, f1]);
+        if flags > COMPLETION_REQUESTED {
+            RingFault::Flags(flags)
+        } else if offset > length {
+            RingFault::Offset { offset, length }
+        } else {
+            RingFault::Length { length: length + 8, unread }
+        }
     }
 }
 
@@ -140,6 +160,8 @@ pub struct Packet<'a, R> {
     pub(crate) size: u32,
     /// Ring offset of the descriptor.
     pub(crate) start: u32,
+    /// Ring offset of the payload.
+    pub(crate) payload_at: u32,
     pub(crate) header_len: u32,
     pub(crate) payload_len: u32,
 }
@@ -152,10 +174,10 @@ impl<'a, R: RingMemory> Packet<'a, R> {
     }
 
     /// Copies payload bytes from `at` on. Asking for more than the peer sent is its fault or the caller's.
-    #[inline]
+    #[inline(always)]
     pub fn read_payload(&self, at: usize, into: &mut [u8]) -> Result<(), OutOfPacket> {
         let at = within(at, into.len(), self.payload_len)?;
-        self.memory.read(advance(self.payload_offset(), at, self.size), into);
+        self.memory.read(advance(self.payload_at, at, self.size), into);
         Ok(())
     }
 
@@ -178,7 +200,7 @@ impl<'a, R: RingMemory> Packet<'a, R> {
     /// elsewhere. The payload may run past the end of the data area and goes on at 0.
     #[inline]
     pub fn payload_offset(&self) -> u32 {
-        advance(self.start, 16 + self.header_len, self.size)
+        self.payload_at
     }
 
     /// The ring's memory.

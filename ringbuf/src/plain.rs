@@ -11,14 +11,9 @@ use crate::memory::{ControlWord, RingMemory};
 /// one that covers a word in part rewrites the whole word, which is sound for the ring's single producer.
 #[derive(Debug, Clone)]
 pub struct PlainRing {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    control: Control,
+    control: Arc<Control>,
+    words: Arc<[AtomicU64]>,
     data_size: u32,
-    words: alloc::boxed::Box<[AtomicU64]>,
 }
 
 /// The control words on cache lines of their own, as in the control page.
@@ -34,12 +29,12 @@ impl PlainRing {
     pub fn new(data_size: u32) -> Self {
         let data_size = data_size.next_multiple_of(4096);
         let words = (0..data_size / 8).map(|_| AtomicU64::new(0)).collect();
-        Self { shared: Arc::new(Shared { control: Control::default(), data_size, words }) }
+        Self { control: Arc::default(), words, data_size }
     }
 
     #[inline]
     fn word(&self, word: ControlWord) -> &AtomicU32 {
-        let control = &self.shared.control;
+        let control = &self.control;
         match word {
             ControlWord::WriteIndex => &control.line[0],
             ControlWord::ReadIndex => &control.line[1],
@@ -52,10 +47,8 @@ impl PlainRing {
     #[inline]
     fn read_part(&self, at: usize, into: &mut [u8]) {
         if at.is_multiple_of(8) && into.len().is_multiple_of(8) {
-            let words = &self.shared.words[at / 8..][..into.len() / 8];
-            for (chunk, word) in into.chunks_exact_mut(8).zip(words) {
-                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
-            }
+            let words = &self.words[at / 8..][..into.len() / 8];
+            load_words(words, into.as_chunks_mut().0);
         } else {
             self.read_bytes(at, into);
         }
@@ -64,12 +57,8 @@ impl PlainRing {
     #[inline]
     fn write_part(&self, at: usize, from: &[u8]) {
         if at.is_multiple_of(8) && from.len().is_multiple_of(8) {
-            let words = &self.shared.words[at / 8..][..from.len() / 8];
-            for (chunk, word) in from.chunks_exact(8).zip(words) {
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(chunk);
-                word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
-            }
+            let words = &self.words[at / 8..][..from.len() / 8];
+            store_words(words, from.as_chunks().0);
         } else {
             self.write_bytes(at, from);
         }
@@ -79,7 +68,7 @@ impl PlainRing {
     fn read_bytes(&self, at: usize, into: &mut [u8]) {
         for (index, byte) in into.iter_mut().enumerate() {
             let at = at + index;
-            *byte = self.shared.words[at / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8];
+            *byte = self.words[at / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8];
         }
     }
 
@@ -87,7 +76,7 @@ impl PlainRing {
     fn write_bytes(&self, at: usize, from: &[u8]) {
         for (index, &byte) in from.iter().enumerate() {
             let at = at + index;
-            let word = &self.shared.words[at / 8];
+            let word = &self.words[at / 8];
             let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
             bytes[at % 8] = byte;
             word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
@@ -98,7 +87,7 @@ impl PlainRing {
 impl RingMemory for PlainRing {
     #[inline]
     fn data_size(&self) -> u32 {
-        self.shared.data_size
+        self.data_size
     }
 
     #[inline]
@@ -113,7 +102,7 @@ impl RingMemory for PlainRing {
 
     #[inline]
     fn read(&self, at: u32, into: &mut [u8]) {
-        let (at, size) = (at as usize, self.shared.data_size as usize);
+        let (at, size) = (at as usize, self.data_size as usize);
         if at + into.len() <= size {
             self.read_part(at, into);
         } else {
@@ -125,7 +114,7 @@ impl RingMemory for PlainRing {
 
     #[inline]
     fn write(&self, at: u32, from: &[u8]) {
-        let (at, size) = (at as usize, self.shared.data_size as usize);
+        let (at, size) = (at as usize, self.data_size as usize);
         if at + from.len() <= size {
             self.write_part(at, from);
         } else {
@@ -137,11 +126,41 @@ impl RingMemory for PlainRing {
 
     #[inline]
     fn read_u64(&self, at: u32) -> u64 {
-        self.shared.words[at as usize / 8].load(Ordering::Relaxed)
+        self.words[at as usize / 8].load(Ordering::Relaxed)
     }
 
     #[inline]
     fn write_u64(&self, at: u32, value: u64) {
-        self.shared.words[at as usize / 8].store(value, Ordering::Relaxed);
+        self.words[at as usize / 8].store(value, Ordering::Relaxed);
+    }
+}
+
+/// Copies words out, eight at a time as far as they go.
+#[inline]
+fn load_words(from: &[AtomicU64], into: &mut [[u8; 8]]) {
+    let (into_lines, into_rest) = into.as_chunks_mut::<8>();
+    let (from_lines, from_rest) = from.as_chunks::<8>();
+    for (bytes, words) in into_lines.iter_mut().zip(from_lines) {
+        for (bytes, word) in bytes.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+        }
+    }
+    for (bytes, word) in into_rest.iter_mut().zip(from_rest) {
+        *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+    }
+}
+
+/// Copies words in, eight at a time as far as they go.
+#[inline]
+fn store_words(into: &[AtomicU64], from: &[[u8; 8]]) {
+    let (from_lines, from_rest) = from.as_chunks::<8>();
+    let (into_lines, into_rest) = into.as_chunks::<8>();
+    for (bytes, words) in from_lines.iter().zip(into_lines) {
+        for (bytes, word) in bytes.iter().zip(words) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+    }
+    for (bytes, word) in from_rest.iter().zip(into_rest) {
+        word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
     }
 }

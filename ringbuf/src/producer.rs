@@ -9,7 +9,11 @@ use crate::packet::{
     Descriptor, FEATURE_PENDING_SEND_SIZE, checked_size, load_read_index, load_write_index, packet_size,
     within,
 };
-use crate::signal::{self, Signal, advance, room};
+use crate::signal::{self, Signal, advance, room, used};
+
+/// How far ahead of the write index lines are fetched for writing: some ten small packets, about as long as it takes.
+const PREFETCH_DISTANCE: u32 = 1024;
+const CACHE_LINE: u32 = 64;
 
 /// The writing end of a ring. There is one at a time.
 ///
@@ -19,10 +23,16 @@ use crate::signal::{self, Signal, advance, room};
 pub struct Producer<R> {
     memory: R,
     size: u32,
-    write: u32,
-    /// Bytes that may be written, by the peer's last known read index.
-    room: u32,
+    position: Position,
     space_requested: bool,
+}
+
+/// Where writing goes on.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    write: u32,
+    /// Bytes that may be written from there, by the peer's last known read index.
+    room: u32,
 }
 
 impl<R: RingMemory> Producer<R> {
@@ -34,29 +44,28 @@ impl<R: RingMemory> Producer<R> {
         let read = load_read_index(&memory, size, Ordering::Acquire)?;
         let features = memory.load(ControlWord::FeatureBits, Ordering::Relaxed);
         memory.store(ControlWord::FeatureBits, features | FEATURE_PENDING_SEND_SIZE, Ordering::Release);
-        Ok(Self { memory, size, write, room: room(write, read, size), space_requested: false })
+        let position = Position { write, room: room(write, read, size) };
+        Ok(Self { memory, size, position, space_requested: false })
     }
 
     /// Starts a batch: packets that become visible together, by one store, when it is committed.
     #[inline]
     pub fn batch(&mut self) -> Batch<'_, R> {
-        Batch { write: self.write, room: self.room, producer: self }
+        let Position { write, room } = self.position;
+        Batch { memory: &self.memory, size: self.size, write, room, committed: &mut self.position }
     }
 
     /// Bytes a packet may occupy now (see [`packet_size`]). Asks the peer's read index, whose badness is the peer's
     /// fault.
     #[inline]
     pub fn room(&mut self) -> Result<usize, RingFault> {
-        // Acquire: the consumer's copies out of the room we are about to overwrite are done.
-        let read = load_read_index(&self.memory, self.size, Ordering::Acquire)?;
-        self.room = room(self.write, read, self.size);
-        Ok(self.room as usize)
+        self.batch().room()
     }
 
     /// Bytes a packet may occupy by what is known already: at most what [`room`](Self::room) would say.
     #[inline]
     pub fn known_room(&self) -> usize {
-        self.room as usize
+        self.position.room as usize
     }
 
     /// Bytes the largest packet may occupy in this ring when it is empty, whatever its length field could say.
@@ -72,13 +81,13 @@ impl<R: RingMemory> Producer<R> {
     /// not asked for, so a producer that spins for room asks here, too.
     pub fn request_space(&mut self, needed: usize) -> Result<bool, RingFault> {
         let wanted = u32::try_from(needed).unwrap_or(u32::MAX).clamp(8, self.size - 8).next_multiple_of(8);
+        self.space_requested = true;
         // The consumer stores its read index before it loads this word, and we the other way round: one of us sees
         // the other's.
         self.memory.publish(ControlWord::PendingSendSize, wanted);
-        self.space_requested = true;
         let read = load_read_index(&self.memory, self.size, Ordering::SeqCst)?;
-        self.room = room(self.write, read, self.size);
-        if self.room < wanted {
+        self.position.room = room(self.position.write, read, self.size);
+        if self.position.room < wanted {
             return Ok(false);
         }
         self.clear_space_request();
@@ -110,55 +119,67 @@ impl<R: RingMemory> Producer<R> {
 #[derive(Debug)]
 #[must_use = "a batch that is not committed has written nothing"]
 pub struct Batch<'a, R> {
-    producer: &'a mut Producer<R>,
+    memory: &'a R,
+    size: u32,
     write: u32,
     room: u32,
+    committed: &'a mut Position,
+}
+
+/// Ring offsets of a packet's parts.
+struct Place {
+    payload: u32,
+    trailer: u32,
+    next: u32,
 }
 
 impl<R: RingMemory> Batch<'_, R> {
     /// Adds a packet, or tells why not and leaves the batch as it was.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, packet: Outgoing<'_>) -> Result<(), PushError> {
-        let (payload_at, end) = self.begin(&packet.head(), packet.payload.len())?;
-        let (memory, size) = (&self.producer.memory, self.producer.size);
-        let whole = packet.payload.len() & !7;
-        let (body, tail) = packet.payload.split_at(whole);
-        memory.write(payload_at, body);
+        let place = self.begin(&packet.head(), packet.payload.len())?;
+        let (body, tail) = packet.payload.split_at(packet.payload.len() & !7);
+        self.memory.write(place.payload, body);
         if !tail.is_empty() {
             let mut word = [0; 8];
             word[..tail.len()].copy_from_slice(tail);
             // The trailer follows the last word of payload.
-            memory.write_u64(retreat(end, 16, size), u64::from_le_bytes(word));
+            self.memory.write_u64(retreat(place.trailer, 8, self.size), u64::from_le_bytes(word));
         }
-        self.finish(end);
+        self.finish(&place);
         Ok(())
     }
 
     /// Adds a packet whose payload of `payload_len` bytes is written in place by `fill`. Bytes that `fill` leaves out
     /// are what the ring held before; the padding to a multiple of 8 is zero.
-    #[inline]
+    #[inline(always)]
     pub fn push_with(
         &mut self,
         head: Head<'_>,
         payload_len: usize,
         fill: impl FnOnce(&mut PayloadWriter<'_, R>),
     ) -> Result<(), PushError> {
-        let (payload_at, end) = self.begin(&head, payload_len)?;
-        let (memory, size) = (&self.producer.memory, self.producer.size);
+        let place = self.begin(&head, payload_len)?;
         if !payload_len.is_multiple_of(8) {
-            memory.write_u64(retreat(end, 16, size), 0);
+            self.memory.write_u64(retreat(place.trailer, 8, self.size), 0);
         }
         // A packet's length was checked to fit its 16-bit field.
         let len = u32::try_from(payload_len).unwrap_or(0);
-        fill(&mut PayloadWriter { memory, size, at: payload_at, len });
-        self.finish(end);
+        fill(&mut PayloadWriter { memory: self.memory, size: self.size, at: place.payload, len });
+        self.finish(&place);
         Ok(())
     }
 
-    /// Bytes a further packet may occupy now; asks the peer's read index as [`Producer::room`] does.
+    /// Bytes a further packet may occupy now. Asks the peer's read index, whose badness is the peer's fault.
     #[inline]
     pub fn room(&mut self) -> Result<usize, RingFault> {
-        self.refresh()?;
+        // Acquire: the consumer's copies out of the room we are about to overwrite are done.
+        let read = load_read_index(self.memory, self.size, Ordering::Acquire)?;
+        let committed = &mut *self.committed;
+        committed.room = room(committed.write, read, self.size);
+        // Counted from the committed index: a peer may name a read index inside what is not committed yet.
+        let pending = used(self.write, committed.write, self.size);
+        self.room = committed.room.saturating_sub(pending);
         Ok(self.room as usize)
     }
 
@@ -171,85 +192,90 @@ impl<R: RingMemory> Batch<'_, R> {
     /// Whether nothing was added yet.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.write == self.producer.write
+        self.write == self.committed.write
     }
 
     /// Makes the packets visible and tells whether the consumer must be woken. The packets are out even where the
     /// peer's read index turns out to be at fault.
     #[inline]
     pub fn commit(self) -> Result<Signal, RingFault> {
-        let producer = self.producer;
-        producer.room = self.room;
-        let old_write = producer.write;
+        let old_write = self.committed.write;
+        *self.committed = Position { write: self.write, room: self.room };
         if self.write == old_write {
             return Ok(Signal::Quiet);
         }
-        producer.write = self.write;
-        let memory = &producer.memory;
-        memory.publish(ControlWord::WriteIndex, self.write);
+        // The consumer has the lines that come round again; one small packet covers two at most.
+        self.memory.prefetch_write(self.write + PREFETCH_DISTANCE);
+        self.memory.prefetch_write(self.write + PREFETCH_DISTANCE + CACHE_LINE);
+        self.memory.publish(ControlWord::WriteIndex, self.write);
         // The mask first: a consumer that unmasks after its last look publishes its read index before.
-        if memory.load(ControlWord::InterruptMask, Ordering::SeqCst) != 0 {
+        if self.memory.load(ControlWord::InterruptMask, Ordering::SeqCst) != 0 {
             return Ok(Signal::Quiet);
         }
-        let read = load_read_index(memory, producer.size, Ordering::SeqCst)?;
-        producer.room = room(self.write, read, producer.size);
+        let read = load_read_index(self.memory, self.size, Ordering::SeqCst)?;
+        self.committed.room = room(self.write, read, self.size);
         Ok(signal::after_write(old_write, read, 0))
     }
 
-    /// Checks that the packet fits, writes descriptor and headers; gives the ring offsets of payload and next packet.
-    #[inline]
-    fn begin(&mut self, head: &Head<'_>, payload_len: usize) -> Result<(u32, u32), PushError> {
+    /// Checks that the packet fits, writes descriptor and headers.
+    #[inline(always)]
+    fn begin(&mut self, head: &Head<'_>, payload_len: usize) -> Result<Place, PushError> {
         let header_len = head.kind.header_len()?;
         let needed = packet_size(header_len, payload_len).ok_or(PushError::TooLarge)?;
-        let (needed, header_len) = match (u32::try_from(needed), u32::try_from(header_len)) {
-            (Ok(needed), Ok(header_len)) => (needed, header_len),
-            (Err(_), _) | (_, Err(_)) => return Err(PushError::TooLarge),
+        let (Ok(needed), Ok(header_len)) = (u32::try_from(needed), u32::try_from(header_len)) else {
+            return Err(PushError::TooLarge);
         };
         if needed > self.room {
             self.make_room(needed)?;
         }
 
-        let (memory, size) = (&self.producer.memory, self.producer.size);
-        let payload_offset = 16 + header_len;
+        let (start, payload_offset) = (self.write, 16 + header_len);
+        let end = start + needed;
+        let (id_at, place) = if end < self.size {
+            (start + 8, Place { payload: start + payload_offset, trailer: end - 8, next: end })
+        } else {
+            wrapped(start, payload_offset, needed, self.size)
+        };
         let descriptor = Descriptor {
             kind: head.kind.packet_kind(),
             completion_requested: head.completion_requested,
             payload_offset,
             length: needed - 8,
         };
-        memory.write_u64(self.write, descriptor.word());
-        memory.write_u64(advance(self.write, 8, size), head.transaction_id);
-        head.kind.write_header(memory, advance(self.write, 16, size), size);
+        self.memory.write_u64(start, descriptor.word());
+        self.memory.write_u64(id_at, head.transaction_id);
+        head.kind.write_header(self.memory, start, self.size);
         self.room -= needed;
-        Ok((advance(self.write, payload_offset, size), advance(self.write, needed, size)))
+        Ok(place)
     }
 
-    /// Writes the trailer of the packet that ends at `end`, and moves there.
-    #[inline]
-    fn finish(&mut self, end: u32) {
-        let size = self.producer.size;
-        self.producer.memory.write_u64(retreat(end, 8, size), u64::from(self.write) << 32);
-        self.write = end;
+    /// Writes the trailer and moves on.
+    #[inline(always)]
+    fn finish(&mut self, place: &Place) {
+        self.memory.write_u64(place.trailer, u64::from(self.write) << 32);
+        self.write = place.next;
     }
 
     #[cold]
+    #[inline(never)]
     fn make_room(&mut self, needed: u32) -> Result<(), PushError> {
-        if needed > self.producer.size - 8 {
+        if needed > self.size - 8 {
             return Err(PushError::TooLarge);
         }
-        self.refresh()?;
+        self.room()?;
         if needed > self.room { Err(PushError::Full) } else { Ok(()) }
     }
+}
 
-    #[inline]
-    fn refresh(&mut self) -> Result<(), RingFault> {
-        let read = load_read_index(&self.producer.memory, self.producer.size, Ordering::Acquire)?;
-        let before = self.producer.write;
-        let pending = signal::used(self.write, before, self.producer.size);
-        // By the committed index first: a peer may name a read index inside what is not committed yet.
-        self.room = room(before, read, self.producer.size).saturating_sub(pending);
-        Ok(())
-    }
+/// Ring offsets of the transaction id and the other parts of a packet that reaches the end of the data area.
+#[inline(always)]
+fn wrapped(start: u32, payload_offset: u32, needed: u32, size: u32) -> (u32, Place) {
+    let place = Place {
+        payload: advance(start, payload_offset, size),
+        trailer: advance(start, needed - 8, size),
+        next: advance(start, needed, size),
+    };
+    (advance(start, 8, size), place)
 }
 
 /// `at` moved back by `bytes`.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use vmbus_partition::RingMapping;
-use vmbus_ringbuf::RingFault;
+use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
 
-use super::receiving::Incoming;
+use super::receiving::{GRANTS_AT_ONCE, Incoming};
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
@@ -24,6 +24,13 @@ pub(crate) struct Limits {
     pub(crate) completion_room: usize,
     /// Requests of the peer in flight.
     pub(crate) requests: usize,
+}
+
+impl Limits {
+    /// Ring space that one completion takes at most.
+    pub(super) fn completion_size(&self) -> usize {
+        packet_size(0, self.completion_room).unwrap_or(MAX_PACKET_SIZE)
+    }
 }
 
 /// The shared half of a channel. Locks are taken in the order incoming, outgoing, replies.
@@ -58,12 +65,14 @@ impl Core {
         outgoing: RingMapping,
         limits: Limits,
     ) -> Result<Arc<Self>, RingFault> {
+        let mut outgoing = Outgoing::new(outgoing)?;
+        let grants = outgoing.reserve(limits.requests.min(GRANTS_AT_ONCE), limits.completion_size())?;
         Ok(Arc::new(Self {
             side,
             wait,
             limits,
-            incoming: Mutex::new(Incoming::new(incoming)?),
-            outgoing: Mutex::new(Outgoing::new(outgoing)?),
+            incoming: Mutex::new(Incoming::new(incoming, grants)?),
+            outgoing: Mutex::new(outgoing),
             replies: Mutex::default(),
             parked: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
@@ -72,6 +81,11 @@ impl Core {
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
         }))
+    }
+
+    /// Signals to the guest go to another of its processors from now on.
+    pub(crate) fn retarget(&self, vp: u32) {
+        self.side.retarget(vp);
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -18,7 +18,7 @@ use crate::error::ChannelError;
 use crate::spin::{Spin, Spinner};
 
 /// Completion space is set aside for this many requests at a time.
-const GRANTS_AT_ONCE: usize = 32;
+pub(super) const GRANTS_AT_ONCE: usize = 32;
 /// Requests that wait in private memory because somebody looked for replies only. More stay in the ring.
 const QUEUED_AT_MOST: usize = 64;
 /// Looks in vain after which the space of packets already taken is given back.
@@ -35,11 +35,11 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(memory: RingMapping) -> Result<Self, RingFault> {
+    pub(super) fn new(memory: RingMapping, grants: usize) -> Result<Self, RingFault> {
         Ok(Self {
             consumer: Consumer::new(memory)?,
             masked: false,
-            grants: 0,
+            grants,
             queued: VecDeque::new(),
             spinner: Spinner::new(Spin::default()),
         })
@@ -227,6 +227,49 @@ impl Core {
         found.transpose()
     }
 
+    /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
+    pub(crate) fn tagged_replies(
+        self: &Arc<Self>,
+        into: &mut Vec<(u64, Reply)>,
+        wait: bool,
+    ) -> Result<usize, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            let found = self.judge(self.look_for_tagged(into, wait))?;
+            if found > 0 || !wait {
+                return Ok(found);
+            }
+            let asleep = Instant::now();
+            self.park_blocking(seen, || self.last_look(&Nothing::Empty), pending(), None)?;
+            self.slept(asleep);
+        }
+    }
+
+    fn look_for_tagged(self: &Arc<Self>, into: &mut Vec<(u64, Reply)>, spin: bool) -> Result<usize, ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        incoming.mask();
+        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
+        let mut looks = 0;
+        let found = spinner.look(|| {
+            if self.is_closed() {
+                return Some(Err(ChannelError::Closed));
+            }
+            looks += 1;
+            if let Err(error) =
+                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
+            {
+                return Some(Err(error));
+            }
+            let count = lock(&self.replies).take_tagged(into);
+            (count > 0).then_some(Ok(count))
+        });
+        if spin {
+            incoming.spinner = spinner;
+        }
+        self.leave(incoming)?;
+        found.unwrap_or(Ok(0))
+    }
+
     /// Hands out all completions that are there; requests wait for who receives them.
     pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
         let mut incoming = lock(&self.incoming);
@@ -286,7 +329,7 @@ impl Core {
         if free == 0 {
             return Ok(Some(Nothing::AtLimit));
         }
-        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.completion_size())?;
+        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
@@ -377,7 +420,7 @@ impl Core {
                 let mut incoming = lock(&self.incoming);
                 !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
             }
-            Nothing::NoRoom => self.has_room(self.completion_size()),
+            Nothing::NoRoom => self.has_room(self.limits.completion_size()),
             Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,
         }
     }

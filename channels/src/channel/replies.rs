@@ -1,6 +1,6 @@
 //! Our own requests in flight, by transaction id.
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use smallvec::SmallVec;
 
@@ -18,6 +18,8 @@ pub(crate) type Held = SmallVec<[BufferRange; 1]>;
 pub(crate) struct Replies {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Replies to tagged requests, in the order in which they came.
+    tagged: Vec<(u64, Reply)>,
 }
 
 struct Slot {
@@ -27,7 +29,9 @@ struct Slot {
 
 enum State {
     Free,
-    Waiting { waker: Option<std::task::Waker>, held: Held, abandoned: bool },
+    Waiting { waker: Option<Waker>, _held: Held, abandoned: bool },
+    /// For whoever collects tagged replies.
+    Tagged { tag: u64, _held: Held },
     Done(Reply),
 }
 
@@ -38,12 +42,28 @@ pub(crate) struct UnknownId;
 impl Replies {
     /// Takes a slot for a request that gives the peer access to `held`.
     pub(crate) fn start(&mut self, held: Held) -> u64 {
+        self.begin(State::Waiting { waker: None, _held: held, abandoned: false })
+    }
+
+    /// Takes a slot for a request whose reply goes to [`take_tagged`](Self::take_tagged).
+    pub(crate) fn start_tagged(&mut self, tag: u64, held: Held) -> u64 {
+        self.begin(State::Tagged { tag, _held: held })
+    }
+
+    /// Moves the replies to tagged requests out.
+    pub(crate) fn take_tagged(&mut self, into: &mut Vec<(u64, Reply)>) -> usize {
+        let count = self.tagged.len();
+        into.append(&mut self.tagged);
+        count
+    }
+
+    fn begin(&mut self, state: State) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, state: State::Free });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
         let slot = &mut self.slots[index as usize];
-        slot.state = State::Waiting { waker: None, held, abandoned: false };
+        slot.state = state;
         u64::from(slot.generation) << 32 | u64::from(index + 1)
     }
 
@@ -67,6 +87,11 @@ impl Replies {
         let (index, slot) = self.slot(id)?;
         match &mut slot.state {
             State::Waiting { abandoned: true, .. } => self.release(index),
+            State::Tagged { tag, .. } => {
+                let tag = *tag;
+                self.tagged.push((tag, reply));
+                self.release(index);
+            }
             State::Waiting { waker, .. } => {
                 let waker = waker.take();
                 slot.state = State::Done(reply);
@@ -95,7 +120,7 @@ impl Replies {
                 *waker = Some(context.waker().clone());
                 Poll::Pending
             }
-            Ok(State::Free | State::Done(_)) | Err(UnknownId) => Poll::Ready(()),
+            Ok(State::Free | State::Tagged { .. } | State::Done(_)) | Err(UnknownId) => Poll::Ready(()),
         }
     }
 
@@ -108,7 +133,7 @@ impl Replies {
                 *abandoned = true;
             }
             State::Done(_) => self.release(index),
-            State::Free => {}
+            State::Free | State::Tagged { .. } => {}
         }
     }
 

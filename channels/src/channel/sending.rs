@@ -3,9 +3,10 @@
 use std::future::pending;
 
 use vmbus_partition::RingMapping;
-use vmbus_ringbuf::{Outgoing as Packet, Producer, PushError, RingFault, packet_size};
+use vmbus_ringbuf::{GpaRange, Outgoing as Packet, Producer, PushError, RingFault, packet_size};
 
 use super::core::{Core, lock};
+use super::{Tagged, gpa_range};
 use crate::error::ChannelError;
 
 /// The ring to the peer.
@@ -34,11 +35,6 @@ impl Outgoing {
         let fitting = wanted.min(room / size);
         self.reserved += fitting * size;
         Ok(fitting)
-    }
-
-    /// Gives back space of completions that will not come.
-    pub(super) fn unreserve(&mut self, bytes: usize) {
-        self.reserved = self.reserved.saturating_sub(bytes);
     }
 }
 
@@ -74,26 +70,41 @@ impl Core {
         }
     }
 
-    /// Sends as many of `packets` as there is room for now, with one signal; gives how many.
-    pub(crate) fn try_send_all<'a>(
-        &self,
-        packets: impl IntoIterator<Item = Packet<'a>>,
-    ) -> Result<usize, ChannelError> {
+    /// Sends as many of `requests` as there is room for with one signal, at least one; gives how many.
+    pub(crate) fn submit_tagged(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            let sent = self.judge(self.try_submit(requests))?;
+            let Some(first) = requests.first().filter(|_| sent == 0) else { return Ok(sent) };
+            let range = first.range.as_ref().map(gpa_range);
+            let size = self.size_of(&packet(0, first, range.as_slice()))?;
+            self.park_blocking(seen, || self.has_room(size), pending(), None)?;
+        }
+    }
+
+    fn try_submit(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+            return Err(ChannelError::Closed);
+        };
+        let mut replies = lock(&self.replies);
         let ring = producer.capacity();
         let mut room = producer.room()?.saturating_sub(*reserved);
         let mut batch = producer.batch();
         let mut sent = 0;
-        for packet in packets {
+        for request in requests {
+            let range = request.range.as_ref().map(gpa_range);
+            let mut packet = packet(0, request, range.as_slice());
             let size = packet_bytes(&packet, ring)?;
             if size > room {
                 break;
             }
             room -= size;
+            packet.transaction_id = replies.start_tagged(request.tag, request.range.iter().cloned().collect());
             batch.push(packet).map_err(|error| refused(error, size, ring))?;
             sent += 1;
         }
+        drop(replies);
         if batch.commit()?.is_ring() {
             self.side.ring();
         }
@@ -151,7 +162,7 @@ impl Core {
         let mut batch = producer.batch();
         let mut result = Ok(());
         for (id, payload) in completions {
-            *reserved = reserved.saturating_sub(self.completion_size());
+            *reserved = reserved.saturating_sub(self.limits.completion_size());
             // Room was set aside, so only a peer that moved its read index backwards is refused here.
             if let Err(error) = batch.push(Packet::completion(id, payload)) {
                 result = Err(refused(error, payload.len(), ring));
@@ -163,10 +174,9 @@ impl Core {
         result
     }
 
-    /// Ring space that one completion takes at most.
-    pub(super) fn completion_size(&self) -> usize {
-        // The offer's room was bounded when the channel was opened.
-        packet_size(0, self.limits.completion_room).unwrap_or(usize::MAX)
+    pub(super) fn check_completion(&self, len: usize) -> Result<(), ChannelError> {
+        let room = self.limits.completion_room;
+        if len > room { Err(ChannelError::CompletionTooLarge { len, room }) } else { Ok(()) }
     }
 
     /// A request was dropped unanswered: answers in its place, or closes the channel if there is no answer to give.
@@ -175,6 +185,13 @@ impl Core {
             Some(payload) => _ = self.complete([(id, &payload[..])]),
             None => self.close(),
         }
+    }
+}
+
+fn packet<'a>(id: u64, request: &'a Tagged, ranges: &'a [GpaRange<'a>]) -> Packet<'a> {
+    match ranges {
+        [] => Packet::request(id, &request.payload),
+        ranges => Packet::gpa_direct(id, ranges, &request.payload),
     }
 }
 

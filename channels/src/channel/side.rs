@@ -4,7 +4,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use vmbus_partition::{GpaSpace, GuestEnd, RootEnd};
+use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd};
+
+use super::writes::Writes;
 
 /// One channel's place on its partition's link.
 pub(crate) enum Side {
@@ -17,6 +19,8 @@ pub(crate) enum Side {
         flag: u16,
         /// Our event area in which the guest signals.
         worker: u32,
+        /// How the guest learns that its memory was written.
+        writes: Arc<Writes>,
     },
     /// We are a guest.
     Guest {
@@ -48,16 +52,16 @@ impl Side {
         }
     }
 
-    /// The event area in which the peer signals this channel.
-    pub(crate) fn area(&self) -> u32 {
+    /// Signals to the guest go to another of its processors from now on.
+    pub(crate) fn retarget(&self, to: u32) {
         match self {
-            Self::Root { worker, .. } => *worker,
-            Self::Guest { vp, .. } => *vp,
+            Self::Root { vp, .. } => vp.store(to, Ordering::Relaxed),
+            Self::Guest { .. } => {}
         }
     }
 
-    /// Asks the peer for bells from now on.
-    pub(crate) fn arm(&self) {
+    /// Asks the peer for one bell. `true`: it has signalled already, so do not sleep.
+    pub(crate) fn arm(&self) -> bool {
         match self {
             Self::Root { end, worker, .. } => end.arm(*worker),
             Self::Guest { end, vp, .. } => end.arm(*vp),
@@ -75,8 +79,8 @@ impl Side {
     /// Empties the bell of an area that serves this channel alone.
     pub(crate) fn drain_bell(&self) {
         match self {
-            Self::Root { end, worker, .. } => end.drain_bell(*worker),
-            Self::Guest { end, vp, .. } => end.drain_bell(*vp),
+            Self::Root { end, worker, .. } => end.clear_bell(*worker),
+            Self::Guest { end, vp, .. } => end.clear_bell(*vp),
         }
     }
 
@@ -85,6 +89,22 @@ impl Side {
         match self {
             Self::Root { end, worker, .. } => end.worker_bell(*worker),
             Self::Guest { end, vp, .. } => end.vp_bell(*vp),
+        }
+    }
+
+    /// Whether the peer has to be told of writes to its memory.
+    pub(crate) fn tells_writes(&self) -> bool {
+        match self {
+            Self::Root { writes, .. } => writes.needed(),
+            Self::Guest { .. } => false,
+        }
+    }
+
+    /// Tells the peer that these pages were written, and waits until it has seen it.
+    pub(crate) async fn tell_written(&self, pages: &[GuestPages]) {
+        match self {
+            Self::Root { end, writes, .. } => writes.tell(end, pages).await,
+            Self::Guest { .. } => {}
         }
     }
 }

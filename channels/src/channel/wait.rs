@@ -1,7 +1,7 @@
 //! Sleeping until the peer signals.
 //!
-//! A signal is a hint: whoever wakes looks at both rings again. The event area stays armed for as long as the channel
-//! is open; while an end is busy its ring is masked, so that the peer does not signal anyway.
+//! A signal is a hint: whoever wakes looks at both rings again. Each sleeper arms the event area before its last look;
+//! one bell wakes all who sleep, and each arms it again before it sleeps again.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,26 +27,17 @@ pub(crate) enum Wait {
 
 impl Wait {
     pub(crate) fn own(side: &Arc<Side>) -> Self {
-        side.arm();
         Self::Own(Arc::clone(side), OnceLock::new())
     }
 
-    /// Forgets signals that were already there. Call before the last look at the rings.
-    pub(crate) fn prepare(&self) {
-        match self {
-            Self::Own(side, _) => side.clear_flags(),
-            Self::Shared(_) => {}
-        }
-    }
-
-    /// Sleeps until a signal that came after [`prepare`](Self::prepare), or `ready` is. Spurious returns are allowed.
+    /// Sleeps until the peer signals or `ready` is. Spurious returns are allowed.
     ///
     /// `last_look` runs when nothing can be missed any more; `true` means do not sleep.
     pub(crate) async fn sleep(&self, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
         match self {
             Self::Own(side, registered) => {
                 side.clear_flags();
-                if last_look() {
+                if side.arm() || last_look() {
                     return;
                 }
                 let Some(bell) = register(side, registered) else { return };
@@ -91,7 +82,7 @@ impl Wait {
         match self {
             Self::Own(side, _) => {
                 side.clear_flags();
-                if ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
+                if side.arm() || ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
                     return Ok(true);
                 }
                 let Some(bell) = side.bell() else { return Ok(true) };

@@ -5,10 +5,16 @@
 #![allow(unsafe_code)]
 
 mod copy;
+mod fds;
 mod io;
 mod map;
+#[cfg(feature = "tokio")]
+mod register;
 mod view;
 
+pub(crate) use fds::{peer_process, process, read_nowait, receive};
 pub(crate) use io::{Direction, Part, transfer};
 pub(crate) use map::{Map, Piece};
+#[cfg(feature = "tokio")]
+pub(crate) use register::register;
 pub(crate) use view::View;

@@ -196,7 +196,7 @@ impl Client {
             Ok(info) => info,
             Err(what) => return self.fault(Fault::BadOffer { relid, what }),
         };
-        if self.channels.by_relid.contains_key(&relid) {
+        if self.channels.by_relid.contains_key(&relid) || self.holds_release_of(relid) {
             return self.fault(Fault::BadOffer { relid, what: "an id that is in use" });
         }
         let asked = self.ask(Subject::Offer { relid, initial }, Question::Offer(info));

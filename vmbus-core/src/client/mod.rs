@@ -13,6 +13,7 @@ mod channel;
 mod connection;
 mod fault;
 mod gpadl;
+mod pause;
 mod policy;
 
 use alloc::collections::VecDeque;
@@ -194,16 +195,6 @@ impl Client {
             | Message::ModifyConnection(_)
             | Message::Pause(_)
             | Message::Resume(_) => self.fault(Fault::Unexpected { message: message.info().name }),
-        }
-    }
-
-    /// Posts a message on the present connection.
-    fn post<'a>(&mut self, message: impl Into<Message<'a>>) {
-        if let Some(connection) = self.connection() {
-            self.act(ClientAction::Post {
-                connection_id: connection.message_connection_id,
-                payload: message.into().encode(connection.version, connection.features),
-            });
         }
     }
 

@@ -96,10 +96,13 @@ pub enum CdbError {
         /// The opcode.
         opcode: Opcode,
         /// Bytes there.
-        len: usize,
+        len: u8,
         /// Bytes needed.
         needed: u8,
     },
+    /// More bytes than the longest command has. The guest's fault.
+    #[error("command of {0} bytes, at most 16 are possible")]
+    TooLong(u8),
     /// The opcode has no such service action here. The guest's fault.
     #[error("command {opcode} with unknown service action {action:#04x}")]
     UnknownServiceAction {
@@ -118,9 +121,10 @@ impl CdbError {
     pub const fn failure(&self) -> Failure {
         match self {
             Self::Empty | Self::UnknownOpcode(_) => Failure::UnknownOpcode,
-            Self::TooShort { .. } | Self::UnknownServiceAction { .. } | Self::DoesNotFit(_) => {
-                Failure::InvalidField
-            }
+            Self::TooShort { .. }
+            | Self::TooLong(_)
+            | Self::UnknownServiceAction { .. }
+            | Self::DoesNotFit(_) => Failure::InvalidField,
         }
     }
 }
