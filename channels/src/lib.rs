@@ -1,1 +1,42 @@
-//! The partition bus at run time: Root, Guest, Provider, Channel, requests and pipes
+//! The partition bus at run time.
+//!
+//! A [`Root`] offers devices, each a [`Provider`]; partitions attach, see what their root lets them see, and open
+//! channels. A [`Guest`] is the other end, for a process that joins a bus. Both ends of an open channel hold a
+//! [`Channel`]: requests with a payload and memory of the guest go one way, completions the other, in any order and
+//! any number. [`BytePipe`] and [`MessagePipe`] are channels for simpler needs, [`BlockingChannel`] is for threads
+//! without a runtime.
+//!
+//! No device protocol is known here.
+#![forbid(unsafe_code)]
+
+mod block_on;
+mod buffer;
+mod channel;
+mod error;
+mod event;
+mod guest;
+mod offer;
+mod pipe;
+mod provider;
+mod root;
+mod sources;
+mod spin;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
+
+pub use vmbus_core::Guid;
+pub use vmbus_core::guid;
+pub use vmbus_partition::{Credentials, GuestPages};
+
+pub use buffer::{Buffer, BufferRange};
+pub use channel::{BlockingChannel, Channel, Completions, Pending, Reply, Request, Tagged};
+pub use error::{ChannelError, Error, Refusal};
+pub use event::Event;
+pub use guest::{Device, Guest, GuestBuilder, OfferedDevice};
+pub use offer::{Framing, Offer};
+pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
+pub use provider::{Client, OpenRequest, Provider, Session};
+pub use root::{
+    AllowAll, ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Policy, Question, Root, RootBuilder, Status,
+};
+pub use spin::Spin;

@@ -4,6 +4,7 @@
 //!
 //! The scheduler is sequentially consistent: orderings are loom's business (`tests/loom.rs`).
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;

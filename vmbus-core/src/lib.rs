@@ -10,12 +10,20 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod client;
 pub mod guid;
 pub mod memory;
 pub mod message;
+pub mod pages;
+pub mod server;
+pub mod status;
+pub mod storage;
+pub mod synic;
 pub mod version;
+mod wire;
 
 pub use guid::Guid;
+pub use status::{HvStatus, Status};
 pub use version::{FeatureFlags, Version};
 
 /// Size in bytes of a page of guest memory, whatever the guest's own page size.

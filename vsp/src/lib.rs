@@ -1,1 +1,7 @@
-//! Service providers of the partition bus: storage
+//! Service providers of the partition bus.
+//!
+//! [`storage`] is a synthetic SCSI controller with disks behind it. Providers know nothing of the clients that open
+//! them but what the protocol says.
+#![forbid(unsafe_code)]
+
+pub mod storage;

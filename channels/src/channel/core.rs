@@ -1,0 +1,206 @@
+//! What all handles of one open channel share: its two rings, its requests in both directions, its end.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use vmbus_partition::RingMapping;
+use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
+
+use super::receiving::{GRANTS_AT_ONCE, Incoming};
+use super::replies::Replies;
+use super::sending::Outgoing;
+use super::side::Side;
+use super::wait::Wait;
+use crate::error::ChannelError;
+
+/// Bounds of one channel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Longest completion payload that we send, in bytes.
+    pub(crate) completion_room: usize,
+    /// Requests of the peer in flight.
+    pub(crate) requests: usize,
+}
+
+impl Limits {
+    /// Ring space that one completion takes at most.
+    pub(super) fn completion_size(&self) -> usize {
+        packet_size(0, self.completion_room).unwrap_or(MAX_PACKET_SIZE)
+    }
+}
+
+/// The shared half of a channel. Locks are taken in the order incoming, outgoing, replies.
+pub(crate) struct Core {
+    pub(super) side: Arc<Side>,
+    pub(super) wait: Wait,
+    pub(super) limits: Limits,
+    pub(super) incoming: Mutex<Incoming>,
+    pub(super) outgoing: Mutex<Outgoing>,
+    pub(super) replies: Mutex<Replies>,
+    /// Futures and threads that sleep on this channel: while there are any, the incoming ring stays unmasked.
+    pub(super) parked: AtomicUsize,
+    /// Requests of the peer taken and not yet completed or dropped.
+    pub(super) in_flight: AtomicUsize,
+    /// Answer in place of a request that was dropped unanswered.
+    pub(super) abandoned: OnceLock<Bytes>,
+    closed: AtomicBool,
+    /// How often something happened that sleepers on this channel should look at beside the rings.
+    nudges: AtomicU64,
+    nudge: Notify,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Core {
+    pub(crate) fn new(
+        side: Arc<Side>,
+        wait: Wait,
+        incoming: RingMapping,
+        outgoing: RingMapping,
+        limits: Limits,
+    ) -> Result<Arc<Self>, RingFault> {
+        let mut outgoing = Outgoing::new(outgoing)?;
+        let grants = outgoing.reserve(limits.requests.min(GRANTS_AT_ONCE), limits.completion_size())?;
+        Ok(Arc::new(Self {
+            side,
+            wait,
+            limits,
+            incoming: Mutex::new(Incoming::new(incoming, grants)?),
+            outgoing: Mutex::new(outgoing),
+            replies: Mutex::default(),
+            parked: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            abandoned: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            nudges: AtomicU64::new(0),
+            nudge: Notify::new(),
+        }))
+    }
+
+    /// Signals to the guest go to another of its processors from now on.
+    pub(crate) fn retarget(&self, vp: u32) {
+        self.side.retarget(vp);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Nothing is read or written from here on; everybody who waits is told.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        lock(&self.outgoing).shut();
+        self.nudge();
+    }
+
+    /// Closes the channel if `result` says that the peer broke its rules.
+    pub(super) fn judge<T>(&self, result: Result<T, ChannelError>) -> Result<T, ChannelError> {
+        if let Err(error) = &result
+            && error.ends_channel()
+        {
+            self.close();
+        }
+        result
+    }
+
+    /// Returns when the channel is closed.
+    pub(crate) async fn closed(&self) {
+        while !self.is_closed() {
+            let seen = self.nudges();
+            if !self.is_closed() {
+                self.nudged(seen).await;
+            }
+        }
+    }
+
+    /// Returns when no request of the closed channel is in use any more, so that its memory may go.
+    pub(crate) async fn landed(&self) {
+        loop {
+            let seen = self.nudges();
+            drop(lock(&self.incoming).take_queued());
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            self.nudged(seen).await;
+        }
+    }
+
+    /// One request of the peer is over.
+    pub(super) fn request_ended(&self) {
+        let before = self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if before >= self.limits.requests || (before == 1 && self.is_closed()) {
+            self.nudge();
+        }
+    }
+
+    /// Makes everybody who sleeps on this channel look again.
+    pub(super) fn nudge(&self) {
+        self.nudges.fetch_add(1, Ordering::AcqRel);
+        self.nudge.notify_waiters();
+    }
+
+    /// To be read before the look after which one sleeps.
+    pub(super) fn nudges(&self) -> u64 {
+        self.nudges.load(Ordering::Acquire)
+    }
+
+    /// Returns at once if there was a nudge since `seen`, else at the next.
+    async fn nudged(&self, seen: u64) {
+        let mut nudge = pin!(self.nudge.notified());
+        nudge.as_mut().enable();
+        if self.nudges() == seen {
+            nudge.await;
+        }
+    }
+
+    /// Sleeps until the peer signals, somebody nudged since `seen`, or `ready` is. May return early.
+    ///
+    /// `last_look` runs when no signal can be missed any more; `true` means do not sleep.
+    pub(super) async fn park(&self, seen: u64, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
+        let _parked = Parked::new(&self.parked);
+        self.wait.sleep(last_look, self.woken(seen, ready)).await;
+    }
+
+    /// [`park`](Self::park) for a thread; `false` if `timeout` has passed.
+    pub(super) fn park_blocking(
+        &self,
+        seen: u64,
+        last_look: impl FnOnce() -> bool,
+        ready: impl Future<Output = ()>,
+        timeout: Option<Duration>,
+    ) -> std::io::Result<bool> {
+        let _parked = Parked::new(&self.parked);
+        self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)
+    }
+
+    async fn woken(&self, seen: u64, ready: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = self.nudged(seen) => {}
+            () = ready => {}
+        }
+    }
+}
+
+/// Counts a sleeper for as long as it sleeps.
+struct Parked<'a>(&'a AtomicUsize);
+
+impl<'a> Parked<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        // Relaxed: read and written around the lock of the incoming ring.
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

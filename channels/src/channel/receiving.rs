@@ -1,0 +1,435 @@
+//! The ring from the peer: requests for whoever receives, completions for whoever asked.
+
+use std::collections::VecDeque;
+use std::future::{pending, poll_fn};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+use vmbus_core::pages::{GpaDirect, TransferPages};
+use vmbus_partition::{GuestPages, RingMapping};
+use vmbus_ringbuf::{Consumer, Packet, PacketKind, RingFault};
+
+use super::core::{Core, lock};
+use super::replies::Reply;
+use super::request::{Attached, Request};
+use crate::error::ChannelError;
+use crate::spin::{Spin, Spinner};
+
+/// Completion space is set aside for this many requests at a time.
+pub(super) const GRANTS_AT_ONCE: usize = 32;
+/// Requests that wait in private memory because somebody looked for replies only. More stay in the ring.
+const QUEUED_AT_MOST: usize = 64;
+/// Looks in vain after which the space of packets already taken is given back.
+const LOOKS_BEFORE_PUBLISHING: u32 = 64;
+
+/// The ring from the peer. Whoever holds the lock reads for everybody.
+pub(super) struct Incoming {
+    consumer: Consumer<RingMapping>,
+    masked: bool,
+    /// Requests that may be taken before completion space must be set aside again.
+    grants: usize,
+    queued: VecDeque<Request>,
+    spinner: Spinner,
+}
+
+impl Incoming {
+    pub(super) fn new(memory: RingMapping, grants: usize) -> Result<Self, RingFault> {
+        Ok(Self {
+            consumer: Consumer::new(memory)?,
+            masked: false,
+            grants,
+            queued: VecDeque::new(),
+            spinner: Spinner::new(Spin::default()),
+        })
+    }
+
+    pub(super) fn take_queued(&mut self) -> VecDeque<Request> {
+        std::mem::take(&mut self.queued)
+    }
+
+    fn mask(&mut self) {
+        if !self.masked {
+            self.consumer.mask();
+            self.masked = true;
+        }
+    }
+}
+
+/// What stood next in the ring.
+enum Next {
+    Request(Request),
+    /// A completion, handed to whoever asked.
+    Routed,
+    Empty,
+}
+
+/// Why the next request cannot be had at once.
+pub(super) enum Nothing {
+    /// There is none.
+    Empty,
+    /// There is no room for its completion: the peer has to read first.
+    NoRoom,
+    /// As many requests as the offer allows are in flight: some have to be completed first.
+    AtLimit,
+}
+
+impl Core {
+    pub(crate) fn set_spin(&self, spin: Spin) {
+        lock(&self.incoming).spinner = Spinner::new(spin);
+    }
+
+    /// The next request; `None` when the channel was closed.
+    pub(crate) async fn recv(self: &Arc<Self>) -> Result<Option<Request>, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            let nothing = match self.judge(self.look_for_request())? {
+                Ok(request) => return Ok(request),
+                Err(nothing) => nothing,
+            };
+            let asleep = Instant::now();
+            self.park(seen, || self.last_look(&nothing), pending()).await;
+            self.slept(asleep);
+        }
+    }
+
+    /// [`recv`](Self::recv) for a thread. `Err(TimedOut)` inside when `timeout` has passed.
+    pub(crate) fn recv_blocking(
+        self: &Arc<Self>,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Request>, ChannelError> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let seen = self.nudges();
+            let nothing = match self.judge(self.look_for_request())? {
+                Ok(request) => return Ok(request),
+                Err(nothing) => nothing,
+            };
+            let asleep = Instant::now();
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(asleep));
+            if !self.park_blocking(seen, || self.last_look(&nothing), pending(), left)? {
+                return Err(ChannelError::TimedOut);
+            }
+            self.slept(asleep);
+        }
+    }
+
+    /// Takes what is there, up to `at_most` requests, without waiting.
+    pub(crate) fn try_recv(
+        self: &Arc<Self>,
+        at_most: usize,
+        into: &mut impl Extend<Request>,
+    ) -> Result<usize, ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        incoming.mask();
+        let mut taken = 0;
+        while taken < at_most && !self.is_closed() {
+            match self.next_request(&mut incoming)? {
+                Ok(request) => into.extend([request]),
+                Err(Nothing::Empty | Nothing::NoRoom | Nothing::AtLimit) => break,
+            }
+            taken += 1;
+        }
+        self.leave(incoming)?;
+        Ok(taken)
+    }
+
+    /// Looks for a request as long as looking pays. `Ok(Ok(None))`: closed.
+    fn look_for_request(self: &Arc<Self>) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        incoming.mask();
+        let mut spinner = incoming.spinner.clone();
+        let mut looks = 0;
+        let mut nothing = Nothing::Empty;
+        let found = spinner.look(|| {
+            if self.is_closed() {
+                return Some(Ok(None));
+            }
+            looks += 1;
+            match self.next_request(&mut incoming) {
+                Ok(Ok(request)) => Some(Ok(Some(request))),
+                Ok(Err(why)) => {
+                    nothing = why;
+                    self.publish_while_looking(&mut incoming, looks).err().map(Err)
+                }
+                Err(error) => Some(Err(error)),
+            }
+        });
+        incoming.spinner = spinner;
+        self.leave(incoming)?;
+        match found {
+            Some(found) => found.map(Ok),
+            None => Ok(Err(nothing)),
+        }
+    }
+
+    /// The reply to request `id` of ours.
+    pub(crate) async fn reply(self: &Arc<Self>, id: u64) -> Result<Reply, ChannelError> {
+        let mut gave_way = false;
+        loop {
+            let seen = self.nudges();
+            let others = lock(&self.replies).in_flight() > 1;
+            if let Some(reply) = self.judge(self.look_for_reply(id, !others || gave_way))? {
+                return Ok(reply);
+            }
+            if others && !gave_way {
+                // Whoever else has requests to send should send them before this thread looks for long.
+                gave_way = true;
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let asleep = Instant::now();
+            let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
+            self.park(seen, || self.last_look(&Nothing::Empty), done).await;
+            self.slept(asleep);
+        }
+    }
+
+    /// [`reply`](Self::reply) for a thread.
+    pub(crate) fn reply_blocking(self: &Arc<Self>, id: u64) -> Result<Reply, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            if let Some(reply) = self.judge(self.look_for_reply(id, true))? {
+                return Ok(reply);
+            }
+            let asleep = Instant::now();
+            let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
+            self.park_blocking(seen, || self.last_look(&Nothing::Empty), done, None)?;
+            self.slept(asleep);
+        }
+    }
+
+    /// Reads the ring until the reply to `id` is there, as long as looking pays or once.
+    fn look_for_reply(self: &Arc<Self>, id: u64, spin: bool) -> Result<Option<Reply>, ChannelError> {
+        if let Some(reply) = lock(&self.replies).take(id) {
+            return Ok(Some(reply));
+        }
+        // Whoever holds the ring hands us our reply, too.
+        let Ok(mut incoming) = self.incoming.try_lock() else { return Ok(None) };
+        incoming.mask();
+        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
+        let mut looks = 0;
+        let found = spinner.look(|| {
+            if self.is_closed() {
+                return Some(Err(ChannelError::Closed));
+            }
+            looks += 1;
+            if let Err(error) = self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks)) {
+                return Some(Err(error));
+            }
+            lock(&self.replies).take(id).map(Ok)
+        });
+        if spin {
+            incoming.spinner = spinner;
+        }
+        self.leave(incoming)?;
+        found.transpose()
+    }
+
+    /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
+    pub(crate) fn tagged_replies(
+        self: &Arc<Self>,
+        into: &mut Vec<(u64, Reply)>,
+        wait: bool,
+    ) -> Result<usize, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            let found = self.judge(self.look_for_tagged(into, wait))?;
+            if found > 0 || !wait {
+                return Ok(found);
+            }
+            let asleep = Instant::now();
+            self.park_blocking(seen, || self.last_look(&Nothing::Empty), pending(), None)?;
+            self.slept(asleep);
+        }
+    }
+
+    fn look_for_tagged(self: &Arc<Self>, into: &mut Vec<(u64, Reply)>, spin: bool) -> Result<usize, ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        incoming.mask();
+        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
+        let mut looks = 0;
+        let found = spinner.look(|| {
+            if self.is_closed() {
+                return Some(Err(ChannelError::Closed));
+            }
+            looks += 1;
+            if let Err(error) =
+                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
+            {
+                return Some(Err(error));
+            }
+            let count = lock(&self.replies).take_tagged(into);
+            (count > 0).then_some(Ok(count))
+        });
+        if spin {
+            incoming.spinner = spinner;
+        }
+        self.leave(incoming)?;
+        found.unwrap_or(Ok(0))
+    }
+
+    /// Hands out all completions that are there; requests wait for who receives them.
+    pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        incoming.mask();
+        let routed = self.route(&mut incoming);
+        self.leave(incoming)?;
+        routed
+    }
+
+    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ChannelError> {
+        let before = incoming.queued.len();
+        while incoming.queued.len() < QUEUED_AT_MOST {
+            match self.next(incoming)? {
+                Next::Request(request) => incoming.queued.push_back(request),
+                Next::Routed => {}
+                Next::Empty => break,
+            }
+        }
+        if incoming.queued.len() > before {
+            self.nudge();
+        }
+        Ok(())
+    }
+
+    fn next_request(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Result<Request, Nothing>, ChannelError> {
+        loop {
+            if incoming.queued.is_empty() && !incoming.consumer.has_unread()? {
+                return Ok(Err(Nothing::Empty));
+            }
+            if let Some(nothing) = self.grant(incoming)? {
+                // Completions may stand behind the request, and the peer may wait for the room they take.
+                if lock(&self.replies).in_flight() > 0 {
+                    self.route(incoming)?;
+                }
+                return Ok(Err(nothing));
+            }
+            let request = match incoming.queued.pop_front() {
+                Some(request) => request,
+                None => match self.next(incoming)? {
+                    Next::Request(request) => request,
+                    Next::Routed | Next::Empty => continue,
+                },
+            };
+            if request.wants_completion() {
+                incoming.grants -= 1;
+            }
+            return Ok(Ok(request.begin()));
+        }
+    }
+
+    /// Sees to it that one more request can be completed, or tells why it could not.
+    fn grant(&self, incoming: &mut Incoming) -> Result<Option<Nothing>, ChannelError> {
+        if incoming.grants > 0 {
+            return Ok(None);
+        }
+        let free = self.limits.requests.saturating_sub(self.in_flight.load(Ordering::Relaxed));
+        if free == 0 {
+            return Ok(Some(Nothing::AtLimit));
+        }
+        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
+        Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
+    }
+
+    /// Takes the next packet, whatever it is.
+    fn next(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Next, ChannelError> {
+        let Some(packet) = incoming.consumer.next()? else { return Ok(Next::Empty) };
+        let next = match packet.kind {
+            PacketKind::Completion => {
+                let mut reply = Reply::from_elem(0, packet.payload_len());
+                packet.read_payload(0, &mut reply).map_err(short)?;
+                lock(&self.replies)
+                    .complete(packet.transaction_id, reply)
+                    .map_err(|_| ChannelError::Protocol("completed a request that is not in flight".into()))?;
+                Next::Routed
+            }
+            PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {
+                Next::Request(self.request(&packet)?)
+            }
+        };
+        if incoming.consumer.publish_if_due()?.is_ring() {
+            self.side.ring();
+        }
+        Ok(next)
+    }
+
+    fn request(self: &Arc<Self>, packet: &Packet<'_, RingMapping>) -> Result<Request, ChannelError> {
+        let mut payload = SmallVec::from_elem(0, packet.payload_len());
+        packet.read_payload(0, &mut payload).map_err(short)?;
+        let mut header: SmallVec<[u8; 128]> = SmallVec::from_elem(0, packet.header_len());
+        packet.read_header(&mut header).map_err(short)?;
+        let attached = match packet.kind {
+            PacketKind::InBand | PacketKind::Completion => Attached::Nothing,
+            PacketKind::GpaDirect => {
+                let memory = self.side.memory();
+                let ranges = GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
+                let pages: Result<SmallVec<[GuestPages; 1]>, _> =
+                    ranges.ranges().map(|range| memory.pages(range)).collect();
+                Attached::Pages(pages?)
+            }
+            PacketKind::TransferPages => {
+                let pages = TransferPages::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
+                let ranges = pages.ranges().iter();
+                let ranges = ranges.map(|range| (range.byte_offset.get(), range.byte_count.get())).collect();
+                Attached::Transfer { set_id: pages.set_id(), ranges }
+            }
+        };
+        Ok(Request::new(self, packet.transaction_id, packet.completion_requested, payload, attached))
+    }
+
+    /// Gives ring space back while looking, but late: publishing moves a cache line that the peer is writing.
+    fn publish_while_looking(&self, incoming: &mut Incoming, looks: u32) -> Result<(), ChannelError> {
+        if looks == LOOKS_BEFORE_PUBLISHING && incoming.consumer.publish()?.is_ring() {
+            self.side.ring();
+        }
+        Ok(())
+    }
+
+    /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
+    fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
+        while incoming.masked && self.parked.load(Ordering::Relaxed) > 0 && self.unmask(&mut incoming)? {
+            if incoming.queued.len() == QUEUED_AT_MOST {
+                self.nudge();
+                break;
+            }
+            incoming.mask();
+            self.route(&mut incoming)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the peer for signals again. `true` if there is something to read after all.
+    fn unmask(&self, incoming: &mut Incoming) -> Result<bool, ChannelError> {
+        incoming.masked = false;
+        let unmasked = incoming.consumer.unmask()?;
+        if unmasked.signal.is_ring() {
+            self.side.ring();
+        }
+        Ok(unmasked.unread)
+    }
+
+    /// The look after which a sleeper may sleep: `true` if there is something to do instead.
+    fn last_look(self: &Arc<Self>, nothing: &Nothing) -> bool {
+        if self.is_closed() {
+            return true;
+        }
+        match nothing {
+            Nothing::Empty => {
+                let mut incoming = lock(&self.incoming);
+                !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
+            }
+            Nothing::NoRoom => self.has_room(self.limits.completion_size()),
+            Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,
+        }
+    }
+
+    fn slept(&self, since: Instant) {
+        lock(&self.incoming).spinner.slept(since.elapsed());
+    }
+}
+
+fn short(error: vmbus_ringbuf::OutOfPacket) -> ChannelError {
+    ChannelError::Protocol(error.to_string())
+}

@@ -1,0 +1,193 @@
+//! Our own requests in flight, by transaction id.
+
+use std::task::{Context, Poll, Waker};
+
+use smallvec::SmallVec;
+
+use crate::buffer::BufferRange;
+
+/// Completion payload, copied out of the ring.
+pub type Reply = SmallVec<[u8; 96]>;
+
+/// Buffers that the peer may still access.
+pub(crate) type Held = SmallVec<[BufferRange; 1]>;
+
+/// The requests that wait for their completion. Ids are slot index + 1 in the low half and the slot's generation in
+/// the high half, so that an id is never 0 and an old one is never taken for a new one.
+#[derive(Default)]
+pub(crate) struct Replies {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Replies to tagged requests, in the order in which they came.
+    tagged: Vec<(u64, Reply)>,
+}
+
+struct Slot {
+    generation: u32,
+    state: State,
+}
+
+enum State {
+    Free,
+    Waiting { waker: Option<Waker>, _held: Held, abandoned: bool },
+    /// For whoever collects tagged replies.
+    Tagged { tag: u64, _held: Held },
+    Done(Reply),
+}
+
+/// The peer completed something that was not in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UnknownId;
+
+impl Replies {
+    /// Takes a slot for a request that gives the peer access to `held`.
+    pub(crate) fn start(&mut self, held: Held) -> u64 {
+        self.begin(State::Waiting { waker: None, _held: held, abandoned: false })
+    }
+
+    /// Takes a slot for a request whose reply goes to [`take_tagged`](Self::take_tagged).
+    pub(crate) fn start_tagged(&mut self, tag: u64, held: Held) -> u64 {
+        self.begin(State::Tagged { tag, _held: held })
+    }
+
+    /// Moves the replies to tagged requests out.
+    pub(crate) fn take_tagged(&mut self, into: &mut Vec<(u64, Reply)>) -> usize {
+        let count = self.tagged.len();
+        into.append(&mut self.tagged);
+        count
+    }
+
+    fn begin(&mut self, state: State) -> u64 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, state: State::Free });
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.state = state;
+        u64::from(slot.generation) << 32 | u64::from(index + 1)
+    }
+
+    /// Requests in flight, abandoned ones included.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn slot(&mut self, id: u64) -> Result<(u32, &mut Slot), UnknownId> {
+        let [a, b, c, d, generation @ ..] = id.to_le_bytes();
+        let index = u32::from_le_bytes([a, b, c, d]).checked_sub(1).ok_or(UnknownId)?;
+        let slot = self.slots.get_mut(index as usize).ok_or(UnknownId)?;
+        if slot.generation != u32::from_le_bytes(generation) {
+            return Err(UnknownId);
+        }
+        Ok((index, slot))
+    }
+
+    /// The peer's completion of request `id`.
+    pub(crate) fn complete(&mut self, id: u64, reply: Reply) -> Result<(), UnknownId> {
+        let (index, slot) = self.slot(id)?;
+        match &mut slot.state {
+            State::Waiting { abandoned: true, .. } => self.release(index),
+            State::Tagged { tag, .. } => {
+                let tag = *tag;
+                self.tagged.push((tag, reply));
+                self.release(index);
+            }
+            State::Waiting { waker, .. } => {
+                let waker = waker.take();
+                slot.state = State::Done(reply);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            State::Free | State::Done(_) => return Err(UnknownId),
+        }
+        Ok(())
+    }
+
+    /// The reply, once, if it has come.
+    pub(crate) fn take(&mut self, id: u64) -> Option<Reply> {
+        let (index, slot) = self.slot(id).ok()?;
+        let State::Done(reply) = &mut slot.state else { return None };
+        let reply = std::mem::take(reply);
+        self.release(index);
+        Some(reply)
+    }
+
+    /// Ready when [`take`](Self::take) gives the reply; until then `context` is woken when it does.
+    pub(crate) fn poll_done(&mut self, id: u64, context: &Context<'_>) -> Poll<()> {
+        match self.slot(id).map(|(_, slot)| &mut slot.state) {
+            Ok(State::Waiting { waker, .. }) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            Ok(State::Free | State::Tagged { .. } | State::Done(_)) | Err(UnknownId) => Poll::Ready(()),
+        }
+    }
+
+    /// Nobody waits for request `id` any more. What it shares stays held until the peer completes it.
+    pub(crate) fn abandon(&mut self, id: u64) {
+        let Ok((index, slot)) = self.slot(id) else { return };
+        match &mut slot.state {
+            State::Waiting { waker, abandoned, .. } => {
+                *waker = None;
+                *abandoned = true;
+            }
+            State::Done(_) => self.release(index),
+            State::Free | State::Tagged { .. } => {}
+        }
+    }
+
+    /// The request was never sent.
+    pub(crate) fn cancel(&mut self, id: u64) {
+        if let Ok((index, _)) = self.slot(id) {
+            self.release(index);
+        }
+    }
+
+    fn release(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.state = State::Free;
+        self.free.push(index);
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(bytes: &[u8]) -> Reply {
+        Reply::from_slice(bytes)
+    }
+
+    #[test]
+    fn each_request_is_answered_once_and_old_ids_are_strangers() {
+        let mut replies = Replies::default();
+        let first = replies.start(Held::new());
+        let second = replies.start(Held::new());
+        assert_ne!(first, 0);
+        assert_eq!(replies.take(first), None);
+        replies.complete(second, reply(b"two")).unwrap();
+        assert!(replies.complete(second, reply(b"again")).is_err());
+        assert_eq!(replies.take(second), Some(reply(b"two")));
+        assert_eq!(replies.take(second), None);
+
+        let third = replies.start(Held::new());
+        assert_ne!(third, second, "a slot's next request has another id");
+        assert!(replies.complete(second, reply(b"late")).is_err());
+        assert!(replies.complete(0, reply(b"")).is_err());
+        assert!(replies.complete(u64::MAX, reply(b"")).is_err());
+        assert_eq!(replies.in_flight(), 2);
+    }
+
+    #[test]
+    fn an_abandoned_request_keeps_its_slot_until_the_peer_completes_it() {
+        let mut replies = Replies::default();
+        let id = replies.start(Held::new());
+        replies.abandon(id);
+        assert_eq!(replies.in_flight(), 1);
+        replies.complete(id, reply(b"")).unwrap();
+        assert_eq!(replies.in_flight(), 0);
+    }
+}

@@ -1,0 +1,213 @@
+//! The ring to the peer: packets of our own, and completions from space set aside for them.
+
+use std::future::pending;
+
+use vmbus_partition::RingMapping;
+use vmbus_ringbuf::{GpaRange, Outgoing as Packet, Producer, PushError, RingFault, packet_size};
+
+use super::core::{Core, lock};
+use super::{Tagged, gpa_range};
+use crate::error::ChannelError;
+
+/// The ring to the peer.
+pub(super) struct Outgoing {
+    producer: Producer<RingMapping>,
+    /// Bytes that only completions may use.
+    reserved: usize,
+    /// What the peer was asked to signal.
+    smallest_wish: Option<usize>,
+    open: bool,
+}
+
+impl Outgoing {
+    pub(super) fn new(memory: RingMapping) -> Result<Self, RingFault> {
+        Ok(Self { producer: Producer::new(memory)?, reserved: 0, smallest_wish: None, open: true })
+    }
+
+    /// From here on nothing is written.
+    pub(super) fn shut(&mut self) {
+        self.open = false;
+    }
+
+    /// Sets space aside for up to `wanted` completions of `size` bytes; gives how many fitted.
+    pub(super) fn reserve(&mut self, wanted: usize, size: usize) -> Result<usize, RingFault> {
+        let room = self.producer.room()?.saturating_sub(self.reserved);
+        let fitting = wanted.min(room / size);
+        self.reserved += fitting * size;
+        Ok(fitting)
+    }
+}
+
+/// What became of a packet.
+enum Sent {
+    Yes,
+    /// The peer must read first.
+    NoRoom,
+}
+
+impl Core {
+    /// Sends a packet of our own, waiting for room as long as it takes.
+    pub(crate) async fn send(&self, packet: &Packet<'_>) -> Result<(), ChannelError> {
+        let size = self.size_of(packet)?;
+        loop {
+            let seen = self.nudges();
+            match self.judge(self.try_send(packet, size))? {
+                Sent::Yes => return Ok(()),
+                Sent::NoRoom => self.park(seen, || self.has_room(size), pending()).await,
+            }
+        }
+    }
+
+    /// [`send`](Self::send) for a thread.
+    pub(crate) fn send_blocking(&self, packet: &Packet<'_>) -> Result<(), ChannelError> {
+        let size = self.size_of(packet)?;
+        loop {
+            let seen = self.nudges();
+            match self.judge(self.try_send(packet, size))? {
+                Sent::Yes => return Ok(()),
+                Sent::NoRoom => _ = self.park_blocking(seen, || self.has_room(size), pending(), None)?,
+            }
+        }
+    }
+
+    /// Sends as many of `requests` as there is room for with one signal, at least one; gives how many.
+    pub(crate) fn submit_tagged(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
+        loop {
+            let seen = self.nudges();
+            let sent = self.judge(self.try_submit(requests))?;
+            let Some(first) = requests.first().filter(|_| sent == 0) else { return Ok(sent) };
+            let range = first.range.as_ref().map(gpa_range);
+            let size = self.size_of(&packet(0, first, range.as_slice()))?;
+            self.park_blocking(seen, || self.has_room(size), pending(), None)?;
+        }
+    }
+
+    fn try_submit(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
+        let mut outgoing = lock(&self.outgoing);
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+            return Err(ChannelError::Closed);
+        };
+        let mut replies = lock(&self.replies);
+        let ring = producer.capacity();
+        let mut room = producer.room()?.saturating_sub(*reserved);
+        let mut batch = producer.batch();
+        let mut sent = 0;
+        for request in requests {
+            let range = request.range.as_ref().map(gpa_range);
+            let mut packet = packet(0, request, range.as_slice());
+            let size = packet_bytes(&packet, ring)?;
+            if size > room {
+                break;
+            }
+            room -= size;
+            packet.transaction_id = replies.start_tagged(request.tag, request.range.iter().cloned().collect());
+            batch.push(packet).map_err(|error| refused(error, size, ring))?;
+            sent += 1;
+        }
+        drop(replies);
+        if batch.commit()?.is_ring() {
+            self.side.ring();
+        }
+        Ok(sent)
+    }
+
+    fn try_send(&self, packet: &Packet<'_>, size: usize) -> Result<Sent, ChannelError> {
+        let mut outgoing = lock(&self.outgoing);
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        if producer.known_room() < size + *reserved && producer.room()? < size + *reserved {
+            return Ok(Sent::NoRoom);
+        }
+        let ring = producer.capacity();
+        let mut batch = producer.batch();
+        batch.push(*packet).map_err(|error| refused(error, size, ring))?;
+        if batch.commit()?.is_ring() {
+            self.side.ring();
+        }
+        Ok(Sent::Yes)
+    }
+
+    fn size_of(&self, packet: &Packet<'_>) -> Result<usize, ChannelError> {
+        packet_bytes(packet, lock(&self.outgoing).producer.capacity())
+    }
+
+    /// Whether `bytes` beyond the reserve are free, now or after asking for a signal. `true` if asking is no use.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        let mut outgoing = lock(&self.outgoing);
+        let Outgoing { producer, reserved, smallest_wish, open: true } = &mut *outgoing else { return true };
+        let wanted = bytes + *reserved;
+        // There is one word for all who wait: it has to name the smallest wish, or that one sleeps too long.
+        let wish = smallest_wish.map_or(wanted, |smaller| smaller.min(wanted));
+        *smallest_wish = Some(wish);
+        match producer.request_space(wish) {
+            Ok(false) => false,
+            Ok(true) => {
+                *smallest_wish = None;
+                if wish < wanted {
+                    self.nudge();
+                }
+                true
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// Writes completions, each from the space set aside for it, and signals once.
+    pub(crate) fn complete<'a>(
+        &self,
+        completions: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), ChannelError> {
+        let mut outgoing = lock(&self.outgoing);
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        let ring = producer.capacity();
+        let mut batch = producer.batch();
+        let mut result = Ok(());
+        for (id, payload) in completions {
+            *reserved = reserved.saturating_sub(self.limits.completion_size());
+            // Room was set aside, so only a peer that moved its read index backwards is refused here.
+            if let Err(error) = batch.push(Packet::completion(id, payload)) {
+                result = Err(refused(error, payload.len(), ring));
+            }
+        }
+        if batch.commit()?.is_ring() {
+            self.side.ring();
+        }
+        result
+    }
+
+    pub(super) fn check_completion(&self, len: usize) -> Result<(), ChannelError> {
+        let room = self.limits.completion_room;
+        if len > room { Err(ChannelError::CompletionTooLarge { len, room }) } else { Ok(()) }
+    }
+
+    /// A request was dropped unanswered: answers in its place, or closes the channel if there is no answer to give.
+    pub(super) fn answer_abandoned(&self, id: u64) {
+        match self.abandoned.get() {
+            Some(payload) => _ = self.complete([(id, &payload[..])]),
+            None => self.close(),
+        }
+    }
+}
+
+fn packet<'a>(id: u64, request: &'a Tagged, ranges: &'a [GpaRange<'a>]) -> Packet<'a> {
+    match ranges {
+        [] => Packet::request(id, &request.payload),
+        ranges => Packet::gpa_direct(id, ranges, &request.payload),
+    }
+}
+
+fn packet_bytes(packet: &Packet<'_>, ring: usize) -> Result<usize, ChannelError> {
+    let header = packet.kind.header_len().map_err(|error| refused(error, packet.payload.len(), ring))?;
+    let len = header.saturating_add(packet.payload.len());
+    match packet_size(header, packet.payload.len()) {
+        Some(size) if size <= ring => Ok(size),
+        Some(_) | None => Err(ChannelError::TooLarge { len, ring }),
+    }
+}
+
+fn refused(error: PushError, len: usize, ring: usize) -> ChannelError {
+    match error {
+        PushError::Fault(fault) => fault.into(),
+        PushError::Full => ChannelError::Protocol("took back ring space that it had given".into()),
+        PushError::TooLarge | PushError::Range => ChannelError::TooLarge { len, ring },
+    }
+}

@@ -1,0 +1,155 @@
+//! Sleeping until the peer signals.
+//!
+//! A signal is a hint: whoever wakes looks at both rings again. Each sleeper arms the event area before its last look;
+//! one bell wakes all who sleep, and each arms it again before it sleeps again.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use super::side::Side;
+
+/// How a channel learns of signals.
+pub(crate) enum Wait {
+    /// It has an event area of its own and waits for its bell. Registered with the reactor on first async use.
+    Own(Arc<Side>, OnceLock<AsyncFd<OwnedFd>>),
+    /// It shares an event area; the partition's task passes signals on.
+    Shared(Arc<Notify>),
+}
+
+impl Wait {
+    pub(crate) fn own(side: &Arc<Side>) -> Self {
+        Self::Own(Arc::clone(side), OnceLock::new())
+    }
+
+    /// Sleeps until the peer signals or `ready` is. Spurious returns are allowed.
+    ///
+    /// `last_look` runs when nothing can be missed any more; `true` means do not sleep.
+    pub(crate) async fn sleep(&self, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
+        match self {
+            Self::Own(side, registered) => {
+                side.clear_flags();
+                if side.arm() || last_look() {
+                    return;
+                }
+                let Some(bell) = register(side, registered) else { return };
+                tokio::select! {
+                    biased;
+                    () = ready => {}
+                    guard = bell.readable() => {
+                        if let Ok(mut guard) = guard {
+                            guard.clear_ready();
+                            side.drain_bell();
+                        }
+                    }
+                }
+            }
+            Self::Shared(notify) => {
+                let mut signalled = pin!(notify.notified());
+                signalled.as_mut().enable();
+                if last_look() {
+                    return;
+                }
+                tokio::select! {
+                    biased;
+                    () = ready => {}
+                    () = signalled => {}
+                }
+            }
+        }
+    }
+
+    /// [`sleep`](Self::sleep) for a thread. `Ok(false)` if `timeout` has passed.
+    pub(crate) fn sleep_blocking(
+        &self,
+        last_look: impl FnOnce() -> bool,
+        ready: impl Future<Output = ()>,
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
+        let alarm = Alarm::of_this_thread()?;
+        let waker = Waker::from(Arc::clone(&alarm));
+        let mut context = Context::from_waker(&waker);
+        let mut ready = pin!(ready);
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        match self {
+            Self::Own(side, _) => {
+                side.clear_flags();
+                if side.arm() || ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
+                    return Ok(true);
+                }
+                let Some(bell) = side.bell() else { return Ok(true) };
+                let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alarm.0.as_fd(), PollFlags::POLLIN)];
+                let woken = poll_retrying(&mut fds, timeout)?;
+                if fds[0].any() == Some(true) {
+                    side.drain_bell();
+                }
+                Ok(woken)
+            }
+            Self::Shared(notify) => {
+                let mut signalled = pin!(notify.notified());
+                signalled.as_mut().enable();
+                if ready.as_mut().poll(&mut context) == Poll::Ready(())
+                    || signalled.as_mut().poll(&mut context) == Poll::Ready(())
+                    || last_look()
+                {
+                    return Ok(true);
+                }
+                poll_retrying(&mut [PollFd::new(alarm.0.as_fd(), PollFlags::POLLIN)], timeout)
+            }
+        }
+    }
+}
+
+fn register<'a>(side: &Arc<Side>, registered: &'a OnceLock<AsyncFd<OwnedFd>>) -> Option<&'a AsyncFd<OwnedFd>> {
+    if registered.get().is_none() {
+        let bell = vmbus_partition::reactor::readable(side.bell()?).ok()?;
+        let _ = registered.set(bell);
+    }
+    registered.get()
+}
+
+fn poll_retrying(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<bool> {
+    loop {
+        match poll(fds, timeout) {
+            Ok(count) => return Ok(count > 0),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Wakes a thread that sleeps in `poll`.
+struct Alarm(EventFd);
+
+impl Alarm {
+    fn of_this_thread() -> io::Result<Arc<Self>> {
+        thread_local!(static ALARM: OnceLock<Arc<Alarm>> = const { OnceLock::new() });
+        ALARM.with(|alarm| {
+            if alarm.get().is_none() {
+                let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+                let _ = alarm.set(Arc::new(Self(EventFd::from_flags(flags)?)));
+            }
+            let alarm = Arc::clone(alarm.get().expect("just set"));
+            let _ = alarm.0.read();
+            Ok(alarm)
+        })
+    }
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let _ = self.0.write(1);
+    }
+}

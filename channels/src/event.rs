@@ -1,0 +1,118 @@
+//! What can be observed on a bus. Logs, listings and tests subscribe to these.
+
+use std::path::PathBuf;
+
+use vmbus_core::Version;
+use vmbus_core::server::Fault;
+
+use crate::provider::Client;
+
+/// One observable fact.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A partition joined.
+    Attached {
+        /// Who.
+        client: Client,
+        /// Whether it speaks the attach extensions.
+        extended: bool,
+    },
+    /// A partition is gone, and nothing of it is held any more.
+    Detached {
+        /// Who.
+        client: Client,
+        /// Why.
+        why: String,
+    },
+    /// A partition agreed on a protocol version.
+    Connected {
+        /// Who.
+        client: Client,
+        /// The version.
+        version: Version,
+    },
+    /// A partition unloaded, was reset or contacts anew.
+    Disconnected {
+        /// Who.
+        client: Client,
+    },
+    /// A channel was opened.
+    Opened {
+        /// Who.
+        client: Client,
+        /// The device.
+        device: String,
+        /// The channel.
+        relid: u32,
+    },
+    /// A channel was closed.
+    Closed {
+        /// Who.
+        client: Client,
+        /// The device.
+        device: String,
+        /// The channel.
+        relid: u32,
+        /// The session's error, if it ended with one.
+        error: Option<String>,
+    },
+    /// Something was refused.
+    Refused {
+        /// To whom.
+        client: Client,
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody broke a rule of the protocol; the bus goes on.
+    Fault {
+        /// At which partition.
+        client: Client,
+        /// What.
+        fault: Fault,
+    },
+    /// The guest's operating system crashed.
+    Crashed {
+        /// Who.
+        client: Client,
+        /// Its last words, as far as they are text.
+        message: String,
+    },
+    /// A connection did not become a partition.
+    AttachFailed {
+        /// Why.
+        why: String,
+    },
+    /// A socket does not work at present.
+    ListenerFailed {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Event {
+    /// Writes the event to the log.
+    pub(crate) fn trace(&self) {
+        match self {
+            Self::Attached { client, extended } => tracing::info!(guest = %client.name, extended, "attached"),
+            Self::Detached { client, why } => tracing::info!(guest = %client.name, why, "detached"),
+            Self::Connected { client, version } => tracing::info!(guest = %client.name, %version, "connected"),
+            Self::Disconnected { client } => tracing::info!(guest = %client.name, "disconnected"),
+            Self::Opened { client, device, relid } => {
+                tracing::info!(guest = %client.name, device, relid, "channel opened");
+            }
+            Self::Closed { client, device, relid, error } => {
+                tracing::info!(guest = %client.name, device, relid, error, "channel closed");
+            }
+            Self::Refused { client, what, reason } => tracing::warn!(guest = %client.name, what, reason, "refused"),
+            Self::Fault { client, fault } => tracing::warn!(guest = %client.name, %fault, "protocol fault"),
+            Self::Crashed { client, message } => tracing::warn!(guest = %client.name, message, "guest crashed"),
+            Self::AttachFailed { why } => tracing::warn!(why, "attach failed"),
+            Self::ListenerFailed { path, why } => tracing::warn!(path = %path.display(), why, "listener failed"),
+        }
+    }
+}

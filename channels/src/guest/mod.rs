@@ -1,0 +1,271 @@
+//! A guest of a bus: a process that attaches to a root, sees devices and opens them.
+
+mod task;
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use vmbus_core::message::UserDefined;
+use vmbus_core::{Guid, Version};
+use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
+
+use self::task::{Command, Task};
+use crate::buffer::Buffer;
+use crate::channel::Channel;
+use crate::error::{Error, Refusal};
+use crate::spin::Spin;
+
+/// The sharing domain of memory that only the root sees beside this guest.
+pub(crate) const ROOT_DOMAIN: u32 = 0;
+
+/// Which device to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    class: Option<Guid>,
+    instance: Option<Guid>,
+    subchannel_index: u16,
+}
+
+impl Device {
+    /// The first device of a class.
+    pub const fn class(class: Guid) -> Self {
+        Self { class: Some(class), instance: None, subchannel_index: 0 }
+    }
+
+    /// One particular device.
+    pub const fn instance(instance: Guid) -> Self {
+        Self { class: None, instance: Some(instance), subchannel_index: 0 }
+    }
+
+    /// A sub-channel of the device instead of its primary channel.
+    pub const fn subchannel(mut self, index: u16) -> Self {
+        self.subchannel_index = index;
+        self
+    }
+
+    fn fits(&self, offered: &OfferedDevice) -> bool {
+        self.class.is_none_or(|class| class == offered.class)
+            && self.instance.is_none_or(|instance| instance == offered.instance)
+            && self.subchannel_index == offered.subchannel_index
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.class, self.instance) {
+            (_, Some(instance)) => write!(formatter, "{instance}"),
+            (Some(class), None) => write!(formatter, "of class {class}"),
+            (None, None) => formatter.write_str("at all"),
+        }
+    }
+}
+
+/// A device that the root offers to this guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedDevice {
+    /// Channel id.
+    pub relid: u32,
+    /// Class.
+    pub class: Guid,
+    /// Instance; the same for the sub-channels of a device.
+    pub instance: Guid,
+    /// 0 for the primary channel.
+    pub subchannel_index: u16,
+    /// Meaning by device protocol.
+    pub user_defined: UserDefined,
+}
+
+/// What is offered at present.
+#[derive(Clone, Debug, Default)]
+struct Offers {
+    devices: Vec<OfferedDevice>,
+    /// All that existed when this guest joined have arrived.
+    complete: bool,
+    /// The bus is gone.
+    ended: bool,
+}
+
+/// Settings of a guest.
+#[derive(Clone, Debug)]
+pub struct GuestBuilder {
+    options: GuestOptions,
+    versions: RangeInclusive<Version>,
+    spin: Spin,
+    ring_pages: usize,
+}
+
+impl GuestBuilder {
+    /// The partition's name, up to 64 bytes; "guest-" and the process id without this.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = name.into();
+        self
+    }
+
+    /// Memory to share with the root for rings and buffers, in bytes; 64 MiB without this.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.options.memory = bytes;
+        self
+    }
+
+    /// Protocol versions to try, highest first; all without this.
+    pub fn versions(mut self, versions: RangeInclusive<Version>) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    /// How long channels look for work before they sleep.
+    pub fn spin(mut self, spin: Spin) -> Self {
+        self.spin = spin;
+        self
+    }
+
+    /// Data pages of each ring of a channel; 16 (64 KiB) without this.
+    pub fn ring_pages(mut self, pages: usize) -> Self {
+        self.ring_pages = pages.max(1);
+        self
+    }
+
+    /// Attaches to the root that listens at `path` and agrees on a version.
+    ///
+    /// # Errors
+    /// [`Error::Link`] if nobody listens there or the root breaks the attach protocol, [`Error::Refused`],
+    /// [`Error::NoCommonVersion`].
+    pub async fn connect(self, path: impl AsRef<Path>) -> Result<Guest, Error> {
+        let (path, options) = (path.as_ref().to_owned(), self.options.clone());
+        let link = tokio::task::spawn_blocking(move || vmbus_partition::attach::connect(path, &options)).await;
+        let link = link.map_err(|_| Error::Disconnected)?.map_err(|error| match error {
+            LinkError::Refused { reason } => Error::Refused(Refusal::new(reason)),
+            error => error.into(),
+        })?;
+        self.attach(Arc::new(link)).await
+    }
+
+    /// Joins by a link that the caller has made: a partition of this process.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn attach(self, end: Arc<dyn GuestEnd>) -> Result<Guest, Error> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (joined, result) = oneshot::channel();
+        let (offers_sender, offers) = watch::channel(Offers::default());
+        let task = Task::new(Arc::clone(&end), self.spin, commands.clone(), inbox, offers_sender);
+        tokio::spawn(task.run(self.versions, joined));
+        let version = result.await.map_err(|_| Error::Disconnected)??;
+        Ok(Guest { inner: Arc::new(Inner { end, commands, offers, version, ring_pages: self.ring_pages }) })
+    }
+}
+
+/// A guest that is attached. Clones are handles to the same one; it leaves the bus with the last.
+#[derive(Clone)]
+pub struct Guest {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    end: Arc<dyn GuestEnd>,
+    commands: mpsc::UnboundedSender<Command>,
+    offers: watch::Receiver<Offers>,
+    version: Version,
+    ring_pages: usize,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Leave);
+    }
+}
+
+impl Guest {
+    /// Settings for a guest.
+    pub fn builder() -> GuestBuilder {
+        GuestBuilder {
+            options: GuestOptions::named(format!("guest-{}", std::process::id())),
+            versions: Version::OLDEST..=Version::NEWEST,
+            spin: Spin::default(),
+            ring_pages: 16,
+        }
+    }
+
+    /// Attaches with default settings.
+    ///
+    /// # Errors
+    /// As [`GuestBuilder::connect`].
+    pub async fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::builder().connect(path).await
+    }
+
+    /// The protocol version that was agreed.
+    pub fn version(&self) -> Version {
+        self.inner.version
+    }
+
+    /// What the root offers at this moment.
+    pub fn offers(&self) -> Vec<OfferedDevice> {
+        self.inner.offers.borrow().devices.clone()
+    }
+
+    /// Waits until `device` is offered.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`].
+    pub async fn wait_for(&self, device: Device) -> Result<OfferedDevice, Error> {
+        self.find(device, false).await
+    }
+
+    /// Waits for what was offered before this guest joined; then `device` is there, or it is not.
+    async fn find(&self, device: Device, give_up: bool) -> Result<OfferedDevice, Error> {
+        let mut offers = self.inner.offers.clone();
+        let fitting = |offers: &Offers| offers.devices.iter().find(|offered| device.fits(offered)).cloned();
+        let settled = |offers: &Offers| fitting(offers).is_some() || offers.ended || (give_up && offers.complete);
+        let now = offers.wait_for(|now| settled(now)).await.map_err(|_| Error::Disconnected)?;
+        match fitting(&now) {
+            Some(offered) => Ok(offered),
+            None if now.ended => Err(Error::Disconnected),
+            None => Err(Error::NotOffered(device.to_string())),
+        }
+    }
+
+    /// Opens a device that is offered.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`]; [`Error::Refused`] with the root's or the device's reason; [`Error::Rescinded`];
+    /// [`Error::OutOfSharedMemory`]; [`Error::Disconnected`].
+    pub async fn open(&self, device: Device) -> Result<Channel, Error> {
+        self.open_with(device, self.inner.ring_pages, UserDefined::default()).await
+    }
+
+    /// [`open`](Self::open) with rings of `ring_pages` data pages each and bytes for the device protocol.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        &self,
+        device: Device,
+        ring_pages: usize,
+        user_data: UserDefined,
+    ) -> Result<Channel, Error> {
+        let offered = self.find(device, true).await?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Open { relid: offered.relid, ring_pages, user_data, reply };
+        self.inner.commands.send(command).map_err(|_| Error::Disconnected)?;
+        answer.await.map_err(|_| Error::Disconnected)?
+    }
+
+    /// Memory that requests can give the root access to.
+    ///
+    /// # Errors
+    /// [`Error::OutOfSharedMemory`]: attach with more.
+    pub fn share(&self, bytes: usize) -> Result<Buffer, Error> {
+        let pages = self.inner.end.allocate(ROOT_DOMAIN, bytes).map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
+        Ok(Buffer::new(pages, bytes))
+    }
+
+    /// Returns when the root is gone.
+    pub async fn closed(&self) {
+        let mut offers = self.inner.offers.clone();
+        let _ = offers.wait_for(|offers| offers.ended).await;
+    }
+}

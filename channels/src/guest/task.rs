@@ -1,0 +1,463 @@
+//! The task of one guest: its link, its protocol state machine, its channels.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use vmbus_core::client::{self, Client, ClientAction, ClientConfig, Failure, OfferInfo};
+use vmbus_core::message::UserDefined;
+use vmbus_core::pages::PageRanges;
+use vmbus_core::status::{HvStatus, Status};
+use vmbus_core::{PAGE_SIZE, Version};
+use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
+
+use super::{OfferedDevice, Offers, ROOT_DOMAIN};
+use crate::channel::{Channel, Core, Limits, Side, Wait};
+use crate::sources;
+use crate::error::{Error, Refusal};
+use crate::spin::Spin;
+
+/// The event area that all channels without one of their own share, and that announces messages.
+const SHARED_AREA: u32 = 0;
+/// Messages taken from the link before actions are carried out.
+const MESSAGES_AT_ONCE: usize = 64;
+/// How long a refusal's reason may come after the refusal itself: they travel on two ways.
+const REASON_DELAY: Duration = Duration::from_millis(50);
+/// Connection id of a channel whose signals go to the root's shared area, without its channel id.
+const CHANNEL_CONNECTION: u32 = 0x2000;
+/// Completions that a guest sends are short, and requests of a host few.
+const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
+
+pub(super) enum Command {
+    Open { relid: u32, ring_pages: usize, user_data: UserDefined, reply: oneshot::Sender<Result<Channel, Error>> },
+    /// The last handle of a channel is gone.
+    Close { relid: u32, open_id: u32 },
+    /// The last handle of the guest is gone.
+    Leave,
+}
+
+pub(super) struct Task {
+    end: Arc<dyn GuestEnd>,
+    client: Client,
+    spin: Spin,
+    offers: watch::Sender<Offers>,
+    /// Signal connections of offered channels, by relid.
+    connections: HashMap<u32, u32>,
+    channels: HashMap<u32, OpenChannel>,
+    /// Pages of rings that the host has not let go of, by page list.
+    rings: HashMap<u32, Ring>,
+    by_flag: HashMap<u16, Arc<Notify>>,
+    taken_areas: Vec<bool>,
+    /// Opens that were refused and wait for the reason.
+    refused: Vec<RefusedOpen>,
+    reasons: HashMap<u32, String>,
+    joined: Option<oneshot::Sender<Result<Version, Error>>>,
+    commands: mpsc::UnboundedSender<Command>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+}
+
+/// Memory of two rings, and what may still refer to it.
+struct Ring {
+    _pages: SharedPages,
+    _core: Option<Arc<Core>>,
+}
+
+struct OpenChannel {
+    pages: Option<SharedPages>,
+    gpadl: u32,
+    open_id: u32,
+    area: u32,
+    downstream: usize,
+    user_data: UserDefined,
+    reply: Option<oneshot::Sender<Result<Channel, Error>>>,
+    core: Option<Arc<Core>>,
+}
+
+struct RefusedOpen {
+    relid: u32,
+    status: Status,
+    reply: oneshot::Sender<Result<Channel, Error>>,
+    until: Instant,
+}
+
+impl Task {
+    pub(super) fn new(
+        end: Arc<dyn GuestEnd>,
+        spin: Spin,
+        commands: mpsc::UnboundedSender<Command>,
+        inbox: mpsc::UnboundedReceiver<Command>,
+        offers: watch::Sender<Offers>,
+    ) -> Self {
+        Self {
+            client: Client::new(ClientConfig::default()),
+            spin,
+            offers,
+            connections: HashMap::new(),
+            channels: HashMap::new(),
+            rings: HashMap::new(),
+            by_flag: HashMap::new(),
+            taken_areas: vec![false; end.info().vps as usize],
+            refused: Vec::new(),
+            reasons: HashMap::new(),
+            joined: None,
+            end,
+            commands,
+            inbox,
+        }
+    }
+
+    pub(super) async fn run(mut self, versions: RangeInclusive<Version>, joined: oneshot::Sender<Result<Version, Error>>) {
+        self.joined = Some(joined);
+        let (oldest, newest) = (*versions.start(), *versions.end());
+        let result = match self.client.connect(versions) {
+            Ok(()) => self.serve().await,
+            Err(_) => Err(Error::NoCommonVersion { oldest, newest }),
+        };
+        for channel in self.channels.values() {
+            if let Some(core) = &channel.core {
+                core.close();
+            }
+        }
+        if let Some(joined) = self.joined.take() {
+            let error = match result {
+                Ok(()) => Error::Disconnected,
+                Err(Error::NoCommonVersion { .. }) => Error::NoCommonVersion { oldest, newest },
+                Err(error) => error,
+            };
+            let _ = joined.send(Err(error));
+        }
+        self.offers.send_modify(|offers| {
+            offers.devices.clear();
+            offers.ended = true;
+        });
+    }
+
+    async fn serve(&mut self) -> Result<(), Error> {
+        let waiting = Error::io("waiting for the root");
+        let socket = self.end.socket().map(reactor::read_write).transpose();
+        let bell = self.end.vp_bell(SHARED_AREA).map(reactor::readable).transpose();
+        let (socket, bell) = match (socket, bell) {
+            (Ok(socket), Ok(bell)) => (socket, bell),
+            (Err(error), _) | (_, Err(error)) => return Err(waiting(error)),
+        };
+        loop {
+            self.take_signals();
+            let more = self.take_messages()?;
+            self.act()?;
+            self.answer_refused();
+            let flushed = self.end.flush()?;
+            if self.end.arm(SHARED_AREA) || more {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let next_refusal = self.refused.iter().map(|refused| refused.until).min();
+            tokio::select! {
+                biased;
+                command = self.inbox.recv() => match command {
+                    Some(command) => {
+                        if !self.command(command) {
+                            return Ok(());
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                result = sources::readable(&socket) => result?,
+                result = sources::writable(&socket), if !flushed => result?,
+                result = sources::readable(&bell) => {
+                    result?;
+                    self.end.clear_bell(SHARED_AREA);
+                }
+                () = tokio::time::sleep_until(next_refusal.unwrap_or_else(Instant::now)), if next_refusal.is_some() => {}
+            }
+        }
+    }
+
+    fn take_signals(&self) {
+        self.end.take_flags(SHARED_AREA, &mut |flag| {
+            if let Some(channel) = self.by_flag.get(&flag) {
+                channel.notify_waiters();
+            }
+        });
+    }
+
+    fn take_messages(&mut self) -> Result<bool, Error> {
+        for _ in 0..MESSAGES_AT_ONCE {
+            match self.end.receive()? {
+                Some(FromRoot::Message { payload, .. }) => self.client.handle_message(&payload),
+                Some(FromRoot::ConnectionStatus { connection_id, status }) => {
+                    if status == u32::from(HvStatus::INVALID_CONNECTION_ID.0) {
+                        self.client.connection_refused(connection_id);
+                    }
+                }
+                Some(FromRoot::Refused(refusal)) => match refusal.what {
+                    RefusedWhat::Open(relid) => _ = self.reasons.insert(relid, refusal.reason),
+                    RefusedWhat::Attach => return Err(Error::Refused(Refusal::new(refusal.reason))),
+                    RefusedWhat::Share(_) | RefusedWhat::Other(..) => {}
+                },
+                // A process has nothing to reset; it ends when its caller wants it to.
+                Some(FromRoot::SystemReset | FromRoot::SystemQuit | FromRoot::MemoryChanged) => {}
+                Some(FromRoot::HungUp) => return Err(Error::Disconnected),
+                None => return Ok(false),
+            }
+            self.act()?;
+        }
+        Ok(true)
+    }
+
+    /// `false`: leave the bus.
+    fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Open { relid, ring_pages, user_data, reply } => {
+                if let Err((error, reply)) = self.begin_open(relid, ring_pages, user_data, reply) {
+                    let _ = reply.send(Err(error));
+                }
+            }
+            Command::Close { relid, open_id } => self.close(relid, open_id),
+            Command::Leave => return false,
+        }
+        true
+    }
+
+    // ---- opening and closing ----
+
+    #[expect(clippy::type_complexity, reason = "the reply comes back with the error")]
+    fn begin_open(
+        &mut self,
+        relid: u32,
+        ring_pages: usize,
+        user_data: UserDefined,
+        reply: oneshot::Sender<Result<Channel, Error>>,
+    ) -> Result<(), (Error, oneshot::Sender<Result<Channel, Error>>)> {
+        let downstream = ring_pages + 1;
+        let bytes = 2 * downstream * PAGE_SIZE;
+        if self.channels.contains_key(&relid) {
+            return Err((Error::Refused(Refusal::new("this guest has the channel open already")), reply));
+        }
+        let Ok(pages) = self.end.allocate(ROOT_DOMAIN, bytes) else {
+            return Err((Error::OutOfSharedMemory { wanted: bytes }, reply));
+        };
+        // Both control pages start out as zeros, whatever the pages were before.
+        pages.mapping().fill_zero(0, PAGE_SIZE);
+        pages.mapping().fill_zero(downstream * PAGE_SIZE, PAGE_SIZE);
+        let list = match u32::try_from(bytes).map(|bytes| PageRanges::single(0, bytes, pages.pfns())) {
+            Ok(Ok(list)) => list,
+            Ok(Err(_)) | Err(_) => return Err((Error::OutOfSharedMemory { wanted: bytes }, reply)),
+        };
+        match self.client.create_gpadl(relid, &list) {
+            Ok(gpadl) => {
+                let channel = OpenChannel {
+                    pages: Some(pages),
+                    gpadl,
+                    open_id: 0,
+                    area: self.take_area(),
+                    downstream,
+                    user_data,
+                    reply: Some(reply),
+                    core: None,
+                };
+                self.channels.insert(relid, channel);
+                Ok(())
+            }
+            Err(_) => Err((Error::Rescinded, reply)),
+        }
+    }
+
+    fn take_area(&mut self) -> u32 {
+        let free = self.taken_areas.iter().skip(1).position(|taken| !taken);
+        let area = free.map_or(0, |index| index + 1);
+        if area > 0 {
+            self.taken_areas[area] = true;
+        }
+        u32::try_from(area).unwrap_or(SHARED_AREA)
+    }
+
+    fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
+        let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else { return };
+        let request = client::OpenRequest {
+            ring_gpadl: gpadl,
+            downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
+            target_vp: channel.area,
+            user_data: channel.user_data,
+            signals: None,
+        };
+        let opening = match result {
+            Ok(()) => self.client.open(relid, request).map_err(|_| Failure::Rescinded),
+            Err(failure) => Err(failure),
+        };
+        match opening {
+            Ok(open_id) => {
+                if let Some(channel) = self.channels.get_mut(&relid) {
+                    channel.open_id = open_id;
+                }
+            }
+            Err(failure) => self.open_failed(relid, failure),
+        }
+    }
+
+    fn opened(&mut self, relid: u32, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            return self.open_failed(relid, failure);
+        }
+        match self.build(relid) {
+            Ok((channel, reply)) => {
+                // Nobody waits any more: the channel closes with its handle.
+                let _ = reply.send(Ok(channel));
+            }
+            Err(error) => {
+                let _ = self.client.close(relid);
+                self.finish(relid, Some(error));
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "what to say to whom")]
+    fn build(&mut self, relid: u32) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
+        let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
+        let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
+        let pages = channel.pages.as_ref().ok_or(Error::Rescinded)?;
+        let memory = self.end.memory();
+        let place = |error| Error::Channel(crate::ChannelError::Memory(error));
+        let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
+        let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
+        let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), connection_id, vp: channel.area });
+        let wait = if channel.area == SHARED_AREA {
+            let notify = Arc::new(Notify::new());
+            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&notify));
+            Wait::Shared(notify)
+        } else {
+            Wait::own(&side)
+        };
+        let core = Core::new(side, wait, incoming, outgoing, LIMITS).map_err(|fault| Error::Channel(fault.into()))?;
+        core.set_spin(self.spin);
+        channel.core = Some(Arc::clone(&core));
+        let reply = channel.reply.take().ok_or(Error::Rescinded)?;
+        let (commands, open_id) = (self.commands.clone(), channel.open_id);
+        let closed = Box::new(move || _ = commands.send(Command::Close { relid, open_id }));
+        Ok((Channel::new(core, Some(closed)), reply))
+    }
+
+    fn open_failed(&mut self, relid: u32, failure: Failure) {
+        let error = match failure {
+            Failure::Refused(status) => match self.reasons.remove(&relid) {
+                Some(reason) => Error::Refused(Refusal { status, reason }),
+                None => return self.await_reason(relid, status),
+            },
+            Failure::Denied(status) => Error::Refused(Refusal { status, reason: failure.to_string() }),
+            Failure::Rescinded => Error::Rescinded,
+            Failure::Cancelled | Failure::Disconnected => Error::Disconnected,
+        };
+        self.finish(relid, Some(error));
+    }
+
+    fn await_reason(&mut self, relid: u32, status: Status) {
+        if let Some(reply) = self.channels.get_mut(&relid).and_then(|channel| channel.reply.take()) {
+            self.refused.push(RefusedOpen { relid, status, reply, until: Instant::now() + REASON_DELAY });
+        }
+        self.finish(relid, None);
+    }
+
+    /// Answers opens that were refused, with the reason if it came in time.
+    fn answer_refused(&mut self) {
+        let now = Instant::now();
+        let mut waiting = Vec::new();
+        for refused in self.refused.drain(..) {
+            let reason = match self.reasons.remove(&refused.relid) {
+                Some(reason) => reason,
+                None if now < refused.until => {
+                    waiting.push(refused);
+                    continue;
+                }
+                None => refused.status.to_string(),
+            };
+            let _ = refused.reply.send(Err(Error::Refused(Refusal { status: refused.status, reason })));
+        }
+        self.refused = waiting;
+    }
+
+    fn close(&mut self, relid: u32, open_id: u32) {
+        if self.channels.get(&relid).is_some_and(|channel| channel.open_id == open_id && channel.core.is_some()) {
+            let _ = self.client.close(relid);
+            self.finish(relid, None);
+        }
+    }
+
+    /// Lets go of a channel that is not open any more; its memory is free when the host has let go of it, too.
+    fn finish(&mut self, relid: u32, error: Option<Error>) {
+        let Some(mut channel) = self.channels.remove(&relid) else { return };
+        self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
+        if let Some(taken) = self.taken_areas.get_mut(channel.area as usize) {
+            *taken = false;
+        }
+        if let Some(core) = &channel.core {
+            core.close();
+        }
+        if let (Some(reply), Some(error)) = (channel.reply.take(), error) {
+            let _ = reply.send(Err(error));
+        }
+        // A list that was not created, or went with a rescind, is gone already.
+        if self.client.teardown_gpadl(relid, channel.gpadl).is_ok()
+            && let Some(pages) = channel.pages.take()
+        {
+            self.rings.insert(channel.gpadl, Ring { _pages: pages, _core: channel.core });
+        }
+    }
+
+    // ---- actions of the protocol ----
+
+    fn act(&mut self) -> Result<(), Error> {
+        while let Some(action) = self.client.poll_action() {
+            match action {
+                ClientAction::Post { connection_id, payload } => self.end.post(connection_id, &payload)?,
+                ClientAction::Connected(connection) => {
+                    if self.client.request_offers().is_ok()
+                        && let Some(joined) = self.joined.take()
+                    {
+                        let _ = joined.send(Ok(connection.version));
+                    }
+                }
+                ClientAction::ConnectFailed(_) => {
+                    return Err(Error::NoCommonVersion { oldest: Version::OLDEST, newest: Version::NEWEST });
+                }
+                ClientAction::Offered(offer) => self.offered(&offer),
+                ClientAction::AllOffersDelivered => self.offers.send_modify(|offers| offers.complete = true),
+                ClientAction::Rescinded { relid } => self.rescinded(relid),
+                ClientAction::GpadlCreated { relid, gpadl, result } => self.gpadl_created(relid, gpadl, result),
+                ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
+                ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
+                ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),
+                // Asked for by nobody here.
+                ClientAction::Ask { .. }
+                | ClientAction::Modified { .. }
+                | ClientAction::MonitorPagesModified(_)
+                | ClientAction::ConnectRefused { .. }
+                | ClientAction::Paused
+                | ClientAction::Unloaded => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn offered(&mut self, offer: &OfferInfo) {
+        // V1 names no connection: there the shared area of the root serves.
+        let connection_id = offer.connection_id.unwrap_or(CHANNEL_CONNECTION + offer.relid);
+        self.connections.insert(offer.relid, connection_id);
+        let device = OfferedDevice {
+            relid: offer.relid,
+            class: offer.class,
+            instance: offer.instance,
+            subchannel_index: offer.subchannel_index,
+            user_defined: offer.user_defined,
+        };
+        self.offers.send_modify(|offers| offers.devices.push(device));
+    }
+
+    fn rescinded(&mut self, relid: u32) {
+        self.finish(relid, Some(Error::Rescinded));
+        self.connections.remove(&relid);
+        self.offers.send_modify(|offers| offers.devices.retain(|device| device.relid != relid));
+        let _ = self.client.release(relid);
+    }
+}

@@ -1,0 +1,93 @@
+//! From a connection at the root's socket to a partition, or to an answer for somebody who only asks.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinSet;
+use vmbus_partition::attach::{AttachLimits, Attaching};
+use vmbus_partition::{Listener, query, reactor};
+
+use super::Inner;
+use crate::event::Event;
+
+/// How long a connection may take to say who it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that may be saying who they are at the same time; others wait to be accepted.
+const GREETINGS: usize = 64;
+/// Pause after the system refused to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts partitions at one socket until the root ends. `vm` names those that give no name.
+pub(super) async fn accept(
+    root: Arc<Inner>,
+    listener: Listener,
+    readiness: AsyncFd<OwnedFd>,
+    vm: Option<Arc<str>>,
+) {
+    let mut greetings = JoinSet::new();
+    loop {
+        while greetings.try_join_next().is_some() {}
+        if greetings.len() >= GREETINGS {
+            greetings.join_next().await;
+        }
+        match listener.accept() {
+            Ok(Some(stream)) => {
+                greetings.spawn(greet(Arc::clone(&root), stream, vm.clone()));
+            }
+            Ok(None) => match readiness.readable().await {
+                Ok(mut guard) => guard.clear_ready(),
+                Err(_) => return,
+            },
+            // Descriptors run out, say: others may attach later.
+            Err(error) => {
+                root.tell(Event::ListenerFailed { path: listener.path().to_owned(), why: error.to_string() });
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn greet(root: Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) {
+    let result = match tokio::time::timeout(PATIENCE, introduce(&root, stream, vm)).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("said nothing for {} s", PATIENCE.as_secs())),
+    };
+    if let Err(why) = result {
+        root.tell(Event::AttachFailed { why });
+    }
+}
+
+async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) -> Result<(), String> {
+    let readiness = reactor::readable(stream.as_fd()).map_err(|error| error.to_string())?;
+    let wait = async || match readiness.readable().await {
+        Ok(mut guard) => {
+            guard.clear_ready();
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    let asks = loop {
+        match query::is_query(&stream).map_err(|error| error.to_string())? {
+            Some(asks) => break asks,
+            None => wait().await?,
+        }
+    };
+    if asks {
+        let status = serde_json::to_vec(&root.status().await).map_err(|error| error.to_string())?;
+        let answered = tokio::task::spawn_blocking(move || query::answer(&stream, &status)).await;
+        return answered.map_err(|error| error.to_string())?.map_err(|error| error.to_string());
+    }
+    let name = vm.as_deref().unwrap_or("unnamed");
+    let mut attaching = Attaching::new(stream, name, root.next_partition(), AttachLimits::default())
+        .map_err(|error| error.to_string())?;
+    loop {
+        if let Some(end) = attaching.advance().map_err(|error| error.to_string())? {
+            root.attach(end);
+            return Ok(());
+        }
+        wait().await?;
+    }
+}

@@ -1,0 +1,244 @@
+//! The root of a bus: devices on one side, partitions on the other.
+
+mod devices;
+mod greeting;
+mod partition;
+mod policy;
+mod status;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::AbortHandle;
+use vmbus_core::Version;
+use vmbus_core::server::{Quotas, ServerConfig};
+use vmbus_partition::{Listener, RootEnd, reactor};
+
+pub use self::devices::DeviceHandle;
+use self::devices::Devices;
+use self::partition::{Command, Partition};
+pub use self::policy::{AllowAll, Policy, Question};
+pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
+use crate::error::Error;
+use crate::event::Event;
+use crate::provider::{Client, Provider};
+use crate::spin::Spin;
+
+/// Events that a slow subscriber may lag behind before it misses some.
+const EVENTS_KEPT: usize = 1024;
+
+/// A running root. Clones are handles to the same one; it ends with the last.
+#[derive(Clone)]
+pub struct Root {
+    inner: Arc<Inner>,
+    _tasks: Arc<Tasks>,
+}
+
+/// What the partitions' tasks share.
+pub(crate) struct Inner {
+    config: ServerConfig,
+    spin: Spin,
+    policy: Arc<dyn Policy>,
+    devices: Mutex<Devices>,
+    partitions: Mutex<BTreeMap<u32, Inbox>>,
+    next_partition: AtomicU32,
+    events: broadcast::Sender<Event>,
+}
+
+/// The way to a partition's task.
+type Inbox = mpsc::UnboundedSender<Command>;
+
+/// Listeners; they end with the root.
+#[derive(Default)]
+struct Tasks(Mutex<Vec<AbortHandle>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in lock(&self.0).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Settings of a root. The default speaks every version, bounds everything a guest can make it hold and allows what
+/// is within the bounds.
+pub struct RootBuilder {
+    config: ServerConfig,
+    spin: Spin,
+    policy: Arc<dyn Policy>,
+}
+
+impl RootBuilder {
+    /// Protocol versions that guests may use; all without this.
+    pub fn versions(mut self, versions: RangeInclusive<Version>) -> Self {
+        self.config.versions = versions;
+        self
+    }
+
+    /// Bounds of what one guest can make the root hold.
+    pub fn quotas(mut self, quotas: Quotas) -> Self {
+        self.config.quotas = quotas;
+        self
+    }
+
+    /// How long channels look for work before they sleep.
+    pub fn spin(mut self, spin: Spin) -> Self {
+        self.spin = spin;
+        self
+    }
+
+    /// Who decides what guests may do; [`AllowAll`] without this.
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.policy = Arc::new(policy);
+        self
+    }
+
+    /// A root that no partition can attach to yet.
+    pub fn build(self) -> Root {
+        let inner = Inner {
+            config: self.config,
+            spin: self.spin,
+            policy: self.policy,
+            devices: Mutex::default(),
+            partitions: Mutex::default(),
+            next_partition: AtomicU32::new(1),
+            events: broadcast::channel(EVENTS_KEPT).0,
+        };
+        Root { inner: Arc::new(inner), _tasks: Arc::default() }
+    }
+}
+
+impl Root {
+    /// Settings for a root.
+    pub fn builder() -> RootBuilder {
+        RootBuilder { config: ServerConfig::default(), spin: Spin::default(), policy: Arc::new(AllowAll) }
+    }
+
+    /// A root with default settings that process guests reach at `path`. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`listen_at`](Self::listen_at).
+    pub async fn listen(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let root = Self::builder().build();
+        root.listen_at(path)?;
+        Ok(root)
+    }
+
+    /// Lets process guests attach at `path`. A socket that a dead root left there is taken over.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] if a live root has the path, or it cannot be used. [`Error::Io`] outside a runtime.
+    pub fn listen_at(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.accept_at(path.as_ref(), None)
+    }
+
+    /// Lets the virtual machine `name` attach at `path`: partitions that give no name of their own get this one.
+    ///
+    /// # Errors
+    /// As [`listen_at`](Self::listen_at).
+    pub fn listen_for_vm(&self, name: &str, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.accept_at(path.as_ref(), Some(name.into()))
+    }
+
+    fn accept_at(&self, path: &Path, name: Option<Arc<str>>) -> Result<(), Error> {
+        let listener = Listener::bind(path)?;
+        let readiness =
+            reactor::readable(listener.as_fd()).map_err(Error::io(format!("waiting at {}", path.display())))?;
+        let task = greeting::accept(Arc::clone(&self.inner), listener, readiness, name);
+        lock(&self._tasks.0).push(tokio::spawn(task).abort_handle());
+        Ok(())
+    }
+
+    /// A number for [`vmbus_partition::local::pair`] that no other partition of this root has.
+    pub fn next_partition(&self) -> u32 {
+        self.inner.next_partition()
+    }
+
+    /// Attaches a partition of this process, or one whose link the caller has made. Gives its number.
+    pub fn attach(&self, end: Arc<dyn RootEnd>) -> u32 {
+        self.inner.attach(end)
+    }
+
+    /// Offers a device to all guests that may see it, those that attach later included.
+    ///
+    /// # Errors
+    /// [`Error::InstanceTaken`].
+    pub fn offer(&self, provider: impl Provider) -> Result<DeviceHandle, Error> {
+        let offer = provider.offer();
+        let device = lock(&self.inner.devices).add(offer, Arc::new(provider))?;
+        self.inner.command_all(|| Command::Reconsider);
+        Ok(DeviceHandle::new(&self.inner, device))
+    }
+
+    /// What happens on this bus from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    /// Partitions, devices and channels at this moment.
+    pub async fn status(&self) -> Status {
+        self.inner.status().await
+    }
+
+    /// Takes a partition off the bus, as if it had died.
+    pub fn detach(&self, partition: u32) {
+        if let Some(inbox) = lock(&self.inner.partitions).get(&partition) {
+            let _ = inbox.send(Command::Detach);
+        }
+    }
+
+    /// Serves until `end` resolves, and then lets the guests' requests in flight finish.
+    pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
+        let output = end.await;
+        self.inner.command_all(|| Command::Detach);
+        while !lock(&self.inner.partitions).is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        output
+    }
+}
+
+impl Inner {
+    pub(crate) fn tell(&self, event: Event) {
+        event.trace();
+        let _ = self.events.send(event);
+    }
+
+    /// A number for a partition that is about to attach.
+    pub(crate) fn next_partition(&self) -> u32 {
+        self.next_partition.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn attach(self: &Arc<Self>, end: Arc<dyn RootEnd>) -> u32 {
+        let info = end.info();
+        let id = info.id;
+        let client = Client { id, name: info.name.as_str().into(), credentials: info.credentials };
+        let (commands, inbox) = mpsc::unbounded_channel();
+        lock(&self.partitions).insert(id, commands.clone());
+        self.tell(Event::Attached { client: client.clone(), extended: info.extended });
+        tokio::spawn(Partition::new(Arc::clone(self), end, client, commands, inbox).run());
+        id
+    }
+
+    /// A partition's task has ended.
+    fn gone(&self, client: &Client, why: String) {
+        lock(&self.partitions).remove(&client.id);
+        self.tell(Event::Detached { client: client.clone(), why });
+        self.command_all(|| Command::Reconsider);
+    }
+
+    fn command_all(&self, command: impl Fn() -> Command) {
+        for inbox in lock(&self.partitions).values() {
+            let _ = inbox.send(command());
+        }
+    }
+}

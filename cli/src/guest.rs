@@ -1,0 +1,88 @@
+//! `vmbus guest`: a process that joins a bus.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use vmbus_channels::{Device, Guest};
+use vmbus_core::Version;
+use vmbus_core::storage::SCSI_CLASS;
+use vmbus_proxy_devices::fuse::DiskDoor;
+use vmbus_vsc::Disk;
+
+/// Arguments of `vmbus guest`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Where the root listens
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// Name of this guest
+    #[arg(long)]
+    name: String,
+    /// Memory to share with the root
+    #[arg(long, default_value = "64M", value_parser = crate::size::parse)]
+    memory: u64,
+    /// Show the disk as the file `disk` in this directory, until interrupted
+    #[arg(long, value_name = "MOUNTPOINT")]
+    fuse: Option<PathBuf>,
+    /// Highest protocol version to ask for, such as 5.2
+    #[arg(long, value_name = "VERSION")]
+    max_version: Option<Version>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vmbus guest --socket bus.sock --name alice
+  vmbus guest --socket bus.sock --name alice --fuse mnt
+      then, as root: losetup --find --show mnt/disk";
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(join(arguments))
+}
+
+async fn join(arguments: &Arguments) -> Result<()> {
+    let newest = arguments.max_version.unwrap_or(Version::NEWEST);
+    let guest = Guest::builder()
+        .name(&arguments.name)
+        .memory(arguments.memory)
+        .versions(Version::OLDEST..=newest)
+        .connect(&arguments.socket)
+        .await
+        .with_context(|| format!("cannot join the bus at {}", arguments.socket.display()))?;
+    println!("joined as {} with version {}", arguments.name, guest.version());
+    match &arguments.fuse {
+        Some(mountpoint) => show_disk(&guest, mountpoint).await,
+        None => {
+            for device in guest.offers() {
+                println!("device {} of class {}", device.instance, device.class);
+            }
+            wait_for_end(&guest).await
+        }
+    }
+}
+
+async fn show_disk(guest: &Guest, mountpoint: &std::path::Path) -> Result<()> {
+    let hint = "no disk is offered to this guest: see --disk of `vmbus root`, and `vmbus ls`";
+    tokio::time::timeout(std::time::Duration::from_secs(10), guest.wait_for(Device::class(SCSI_CLASS)))
+        .await
+        .context(hint)??;
+    let disk = Disk::open(guest).await.context("cannot open the disk")?;
+    let size = disk.size();
+    let door = DiskDoor::mount(disk, mountpoint)
+        .with_context(|| format!("cannot mount at {}: is it an empty directory?", mountpoint.display()))?;
+    println!("{} is a disk of {}", door.file().display(), crate::size::show(size));
+    let ended = wait_for_end(guest).await;
+    door.unmount()?;
+    ended
+}
+
+async fn wait_for_end(guest: &Guest) -> Result<()> {
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupted.recv() => Ok(()),
+        _ = terminated.recv() => Ok(()),
+        () = guest.closed() => anyhow::bail!("the root is gone"),
+    }
+}

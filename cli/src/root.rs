@@ -1,0 +1,219 @@
+//! `vmbus root`: a root that offers disks.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+use vmbus_channels::{Root, Spin};
+use vmbus_core::Version;
+use vmbus_vsp::storage::{Access, Lun, Memory, RawFile, StorageController};
+
+/// Arguments of `vmbus root`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Where process guests attach
+    #[arg(long, value_name = "PATH", required_unless_present = "config")]
+    socket: Option<PathBuf>,
+    /// A disk: an image file or block device, or memory:SIZE; goes to guest NAME, else to the first that asks
+    #[arg(long = "disk", value_name = "FILE[,for=NAME][,ro]")]
+    disks: Vec<String>,
+    /// A socket at which the virtual machine NAME attaches
+    #[arg(long = "vm", value_name = "NAME=SOCKET")]
+    vms: Vec<String>,
+    /// Highest protocol version to allow, such as 5.2
+    #[arg(long, value_name = "VERSION")]
+    max_version: Option<Version>,
+    /// Never spin while waiting: least CPU, more latency
+    #[arg(long)]
+    no_spin: bool,
+    /// A TOML file with the same settings; the command line adds to it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    until_stdin_ends: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vmbus root --socket /run/user/1000/bus.sock --disk disk.img
+  vmbus root --socket bus.sock --disk a.img,for=alice --disk shared.iso,ro
+  vmbus root --socket bus.sock --disk memory:256M,for=test --vm debian=debian.sock
+
+The file for --config:
+  socket = \"bus.sock\"
+  max_version = \"5.3\"
+
+  [[disk]]
+  file = \"a.img\"
+  for = \"alice\"
+  read_only = false
+
+  [[vm]]
+  name = \"debian\"
+  socket = \"debian.sock\"";
+
+/// What a configuration file may say.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    socket: Option<PathBuf>,
+    max_version: Option<String>,
+    #[serde(default)]
+    disk: Vec<DiskConfig>,
+    #[serde(default)]
+    vm: Vec<VmConfig>,
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskConfig {
+    file: String,
+    #[serde(rename = "for")]
+    guest: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmConfig {
+    name: String,
+    socket: PathBuf,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    let until_stdin_ends = arguments.until_stdin_ends;
+    let spin = if arguments.no_spin { Spin::never() } else { Spin::adaptive() };
+    let config = config(arguments)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, spin, until_stdin_ends))
+}
+
+fn config(arguments: Arguments) -> Result<Config> {
+    let mut config = match &arguments.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))?
+        }
+        None => Config::default(),
+    };
+    config.socket = arguments.socket.or(config.socket);
+    if let Some(version) = arguments.max_version {
+        config.max_version = Some(version.to_string());
+    }
+    for disk in &arguments.disks {
+        config.disk.push(parse_disk(disk)?);
+    }
+    for vm in &arguments.vms {
+        let (name, socket) = vm.split_once('=').with_context(|| format!("--vm {vm}: expected NAME=SOCKET"))?;
+        config.vm.push(VmConfig { name: name.into(), socket: socket.into() });
+    }
+    if config.socket.is_none() && config.vm.is_empty() {
+        bail!("nobody could attach: give --socket PATH or --vm NAME=SOCKET");
+    }
+    Ok(config)
+}
+
+fn parse_disk(text: &str) -> Result<DiskConfig> {
+    let mut parts = text.split(',');
+    let file = parts.next().filter(|file| !file.is_empty()).with_context(|| format!("--disk {text}: no file"))?;
+    let mut disk = DiskConfig { file: file.into(), guest: None, read_only: false };
+    for option in parts {
+        match option.split_once('=') {
+            Some(("for", guest)) if !guest.is_empty() => disk.guest = Some(guest.into()),
+            None if option == "ro" => disk.read_only = true,
+            Some(_) | None => bail!("--disk {text}: unknown option `{option}`: expected for=NAME or ro"),
+        }
+    }
+    Ok(disk)
+}
+
+async fn serve(config: Config, spin: Spin, until_stdin_ends: bool) -> Result<()> {
+    let mut builder = Root::builder().spin(spin);
+    if let Some(version) = &config.max_version {
+        builder = builder.versions(Version::OLDEST..=version.parse()?);
+    }
+    let root = builder.build();
+    for disk in &config.disk {
+        root.offer(controller(disk)?)?;
+    }
+    for vm in &config.vm {
+        root.listen_for_vm(&vm.name, &vm.socket)?;
+    }
+    if let Some(socket) = &config.socket {
+        root.listen_at(socket)?;
+        println!("listening at {}", socket.display());
+    }
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    root.run_until(async {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+            () = stdin_ended(), if until_stdin_ends => {}
+        }
+    })
+    .await;
+    Ok(())
+}
+
+fn controller(disk: &DiskConfig) -> Result<StorageController> {
+    let lun = match disk.file.strip_prefix("memory:") {
+        Some(size) => {
+            let size = crate::size::parse(size).map_err(anyhow::Error::msg)?;
+            Lun::new(Memory::new(size).with_context(|| format!("a memory disk of {size} bytes"))?)
+        }
+        None => {
+            let access = if disk.read_only { Access::ReadOnly } else { Access::ReadWrite };
+            Lun::new(RawFile::open(&disk.file, access).with_context(|| format!("disk {}", disk.file))?)
+        }
+    };
+    let name = std::path::Path::new(&disk.file).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let controller = StorageController::new(name).lun(0, lun);
+    Ok(match &disk.guest {
+        Some(guest) => controller.only_for(guest.as_str()),
+        None if disk.read_only => controller,
+        None => controller.for_one_guest(),
+    })
+}
+
+/// Returns when the one who started us is gone.
+async fn stdin_ended() {
+    let (ended, wait) = tokio::sync::oneshot::channel();
+    // A thread of its own: the runtime does not wait for it when it ends.
+    std::thread::spawn(move || {
+        let mut sink = [0; 64];
+        while std::io::stdin().read(&mut sink).is_ok_and(|read| read > 0) {}
+        let _ = ended.send(());
+    });
+    let _ = wait.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_written_as_file_and_options() {
+        let disk = |file: &str, guest: Option<&str>, read_only| DiskConfig {
+            file: file.into(),
+            guest: guest.map(Into::into),
+            read_only,
+        };
+        assert_eq!(parse_disk("a.img").unwrap(), disk("a.img", None, false));
+        assert_eq!(parse_disk("a.img,for=alice,ro").unwrap(), disk("a.img", Some("alice"), true));
+        for bad in ["", ",ro", "a.img,rw", "a.img,for=", "a.img,size=1"] {
+            assert!(parse_disk(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_example_in_the_help_is_a_configuration() {
+        let text = EXAMPLES.split_once("--config:\n").unwrap().1;
+        let config: Config = toml::from_str(text).unwrap();
+        assert_eq!((config.disk.len(), config.vm.len()), (1, 1));
+    }
+}

@@ -1,0 +1,19 @@
+//! What a hostile peer could do, one module for each fuzz target.
+//!
+//! The bodies are plain functions of bytes, so the fuzzer (`fuzz_targets/`), the corpus and the quick test
+//! (`tests/quick.rs`) run the same code. Each asserts what must hold whatever the bytes are, not only that nothing
+//! panics.
+
+pub mod client;
+pub mod control;
+pub mod pages;
+pub mod pair;
+pub mod server;
+pub mod storage;
+
+/// A fuzz target's body.
+pub type Body = fn(&[u8]);
+
+/// All targets with a body in this library.
+pub const TARGETS: &[(&str, Body)] =
+    &[("control", control::run), ("pages", pages::run), ("server", server::run), ("storage", storage::run)];

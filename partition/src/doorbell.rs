@@ -1,0 +1,126 @@
+//! Doorbells: a descriptor that says "look", and nothing else.
+//!
+//! Neither end ever waits. A guest rings the root by an eventfd that the guest made. The root rings a guest by a pipe:
+//! an eventfd whose other holder is hostile can be made to block its writer, since O_NONBLOCK belongs to what both
+//! hold and the counter can be filled, while the write end of a pipe is the root's alone. For the same reason a bell
+//! is cleared by a read that says itself that it will not wait.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{pipe2, write};
+
+use crate::raw::read_nowait;
+
+/// The end that rings. Ringing a bell that already rings changes nothing.
+#[derive(Debug)]
+pub struct Bell {
+    descriptor: OwnedFd,
+    kind: BellKind,
+    /// Writing to a pipe without a reader raises SIGPIPE, which is the host program's: so there always is a reader.
+    _reader: Option<OwnedFd>,
+}
+
+/// The end that waits: its descriptor is readable while the bell rings.
+#[derive(Debug)]
+pub struct BellReceiver {
+    descriptor: OwnedFd,
+}
+
+/// What a bell is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BellKind {
+    /// An eventfd, for ends that trust each other or where the waiting end is the cautious one.
+    Event,
+    /// A pipe, for a ringing end that must not be made to wait.
+    Pipe,
+}
+
+impl BellKind {
+    /// A new bell.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn create(self) -> io::Result<(Bell, BellReceiver)> {
+        match self {
+            Self::Event => {
+                let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+                let descriptor = OwnedFd::from(event);
+                let receiver = BellReceiver { descriptor: descriptor.try_clone()? };
+                Ok((Bell { descriptor, kind: self, _reader: None }, receiver))
+            }
+            Self::Pipe => {
+                let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+                let kept = Some(reader.try_clone()?);
+                Ok((
+                    Bell { descriptor: writer, kind: self, _reader: kept },
+                    BellReceiver { descriptor: reader },
+                ))
+            }
+        }
+    }
+}
+
+impl Bell {
+    /// Makes the receiver's descriptor readable. Never waits.
+    #[inline]
+    pub fn ring(&self) {
+        // A full pipe or counter rings already; a receiver that has gone is noticed by its link.
+        let _ = match self.kind {
+            BellKind::Event => write(&self.descriptor, &1u64.to_ne_bytes()),
+            BellKind::Pipe => write(&self.descriptor, &[1]),
+        };
+    }
+}
+
+impl BellReceiver {
+    /// Takes over a descriptor that a peer passed.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`]: it is not what a bell of this kind is made of, but, say, a file whose owner
+    /// could make us wait. The peer's fault.
+    pub fn from_peer(descriptor: OwnedFd, kind: BellKind) -> io::Result<Self> {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?;
+        let name = link.to_string_lossy();
+        let fits = match kind {
+            BellKind::Event => name == "anon_inode:[eventfd]",
+            BellKind::Pipe => name.starts_with("pipe:["),
+        };
+        if fits { Ok(Self { descriptor }) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+
+    /// Silences the bell and tells whether it rang. Never waits. Clear first, then look at what the bell was for.
+    pub fn clear(&self) -> bool {
+        let mut rang = false;
+        let mut bytes = [0; 4096];
+        // A pipe holds 64 KiB; the bound keeps a peer that writes without end from holding us.
+        for _ in 0..16 {
+            let count = read_nowait(self.descriptor.as_fd(), &mut bytes).unwrap_or(0);
+            rang |= count > 0;
+            if count < bytes.len() {
+                break;
+            }
+        }
+        rang
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl AsFd for BellReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl From<BellReceiver> for OwnedFd {
+    fn from(receiver: BellReceiver) -> Self {
+        receiver.descriptor
+    }
+}

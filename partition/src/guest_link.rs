@@ -1,0 +1,217 @@
+//! A guest's end of its attachment, over a socket or in this process.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use crate::allocator::{AllocError, PageAllocator, SharedPages};
+use crate::control_link::{ControlLink, Incoming, lock};
+use crate::event::{GuestEvent, RootEvent};
+use crate::frame::MemoryRange;
+use crate::gpa::{DEFAULT_RING_MAPS, GpaSpace, Region};
+use crate::link::{FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes};
+use crate::memory::Memfd;
+use crate::root_link::CHANNEL_MESSAGE;
+
+/// Where a guest's first memory is: not at 0, so that page number 0 is always a mistake.
+pub(crate) const FIRST_GPA: u64 = 0x10_0000;
+/// The worker in connection ids of channels: `0x2000 | relid | worker << 16`.
+const CHANNEL_CONNECTION: u32 = 0x2000;
+const RELID_BITS: u32 = 0x07ff;
+
+/// What a guest wants when it attaches.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Its name, 1 to 64 bytes.
+    pub name: String,
+    /// Bytes of memory shared with the root from the start, and of each further sharing domain.
+    pub memory: u64,
+    /// Event areas of its own, 1 to 64: 0 is shared, each other can be one channel's alone.
+    pub vps: u16,
+    /// Event areas that it would like the root's workers to have, 1 to 64.
+    pub workers: u16,
+    /// Seconds that the root has to answer.
+    pub patience: u64,
+}
+
+impl GuestOptions {
+    /// 64 MiB, five event areas each way, ten seconds.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), memory: 64 << 20, vps: 5, workers: 5, patience: 10 }
+    }
+}
+
+/// The guest's end of a control area.
+#[derive(Debug)]
+pub struct ControlGuest {
+    link: ControlLink<RootEvent, GuestEvent>,
+    info: GuestInfo,
+    memory: Mutex<GuestMemory>,
+    peer: Option<OwnedFd>,
+    domain_size: u64,
+}
+
+/// The memory a guest has made, by sharing domain.
+#[derive(Debug)]
+pub(crate) struct GuestMemory {
+    space: Arc<GpaSpace>,
+    domains: BTreeMap<u32, PageAllocator>,
+    next_gpa: u64,
+}
+
+impl GuestMemory {
+    /// The memory of domain 0, and its file to hand to the root.
+    pub(crate) fn new(size: u64) -> Result<(Self, Memfd), LinkError> {
+        let file = Memfd::new("vmbus-shared", size)?;
+        let mapping = file.map_all()?;
+        let region = Region { gpa: FIRST_GPA, domain: 0, mapping: mapping.clone() };
+        let space = Arc::new(GpaSpace::new(vec![region], DEFAULT_RING_MAPS)?);
+        let domains = BTreeMap::from([(0, PageAllocator::new(FIRST_GPA, 0, mapping))]);
+        Ok((Self { space, domains, next_gpa: FIRST_GPA + file.size() }, file))
+    }
+
+    pub(crate) fn space(&self) -> &Arc<GpaSpace> {
+        &self.space
+    }
+}
+
+impl ControlGuest {
+    pub(crate) fn new(
+        link: ControlLink<RootEvent, GuestEvent>,
+        info: GuestInfo,
+        memory: GuestMemory,
+        peer: Option<OwnedFd>,
+        domain_size: u64,
+    ) -> Self {
+        Self { link, info, memory: Mutex::new(memory), peer, domain_size }
+    }
+
+    /// The allocator of a domain; a new domain gets a file of its own, of which the root hears before any message that
+    /// could speak of it.
+    fn allocator(&self, domain: u32) -> Result<PageAllocator, AllocError> {
+        let mut memory = lock(&self.memory);
+        if let Some(allocator) = memory.domains.get(&domain) {
+            return Ok(allocator.clone());
+        }
+        let file = Memfd::new("vmbus-domain", self.domain_size)?;
+        let mapping = file.map_all()?;
+        let gpa = memory.next_gpa;
+        let region = Region { gpa, domain, mapping: mapping.clone() };
+        let space = memory.space.with(region).map_err(LinkError::from)?;
+        let range = MemoryRange { gpa, size: file.size(), fd_offset: 0 };
+        self.link.send_event(GuestEvent::MemoryAdd { range, domain, file })?;
+        memory.space = Arc::new(space);
+        memory.next_gpa = gpa + range.size;
+        let allocator = PageAllocator::new(gpa, domain, mapping);
+        memory.domains.insert(domain, allocator.clone());
+        Ok(allocator)
+    }
+
+    /// Tells the root that this guest starts anew: its channels are closed, its queues empty.
+    ///
+    /// # Errors
+    /// [`LinkError::Backlog`].
+    pub fn reset(&self) -> Result<(), LinkError> {
+        self.link.send_event(GuestEvent::Reset)
+    }
+
+    /// Tells the root that this guest has crashed, as a virtual machine does.
+    ///
+    /// # Errors
+    /// [`LinkError::Backlog`].
+    pub fn crash(&self, parameters: [u64; 5], control: u64) -> Result<(), LinkError> {
+        self.link.send_event(GuestEvent::Crash { vp: 0, parameters, control })
+    }
+}
+
+impl GuestEnd for ControlGuest {
+    fn info(&self) -> &GuestInfo {
+        &self.info
+    }
+
+    fn memory(&self) -> Arc<GpaSpace> {
+        Arc::clone(&lock(&self.memory).space)
+    }
+
+    fn allocate(&self, domain: u32, len: usize) -> Result<SharedPages, AllocError> {
+        self.allocator(domain)?.allocate(len)
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.link.socket()
+    }
+
+    fn peer_process(&self) -> Option<BorrowedFd<'_>> {
+        self.peer.as_ref().map(AsFd::as_fd)
+    }
+
+    fn receive(&self) -> Result<Option<FromRoot>, LinkError> {
+        match self.link.receive()? {
+            None => Ok(None),
+            Some(Incoming::HungUp) => Ok(Some(FromRoot::HungUp)),
+            Some(Incoming::Event(event)) => Ok(Some(match event {
+                RootEvent::ConnectionStatus { connection_id, status } => {
+                    FromRoot::ConnectionStatus { connection_id, status }
+                }
+                RootEvent::Refused(refusal) => FromRoot::Refused(refusal),
+                RootEvent::SystemReset => FromRoot::SystemReset,
+                RootEvent::SystemQuit => FromRoot::SystemQuit,
+            })),
+            Some(Incoming::Message(slot)) => {
+                let payload = slot.data.get(..slot.size.get().into()).and_then(MessageBytes::new);
+                Ok(Some(FromRoot::Message {
+                    vp: slot.vp.get().into(),
+                    sint: u8::try_from(slot.target.get())
+                        .map_err(|_| LinkError::Protocol("named no SINT"))?,
+                    message_type: slot.message_type.get(),
+                    payload: payload.ok_or(LinkError::Protocol("sent an oversized message"))?,
+                }))
+            }
+        }
+    }
+
+    fn flush(&self) -> Result<bool, LinkError> {
+        self.link.flush()
+    }
+
+    fn wants_write(&self) -> bool {
+        self.link.wants_write()
+    }
+
+    fn post(&self, connection_id: u32, payload: &[u8]) -> Result<(), LinkError> {
+        self.link.send(connection_id, 0, CHANNEL_MESSAGE, payload)
+    }
+
+    #[inline]
+    fn signal(&self, connection_id: u32) {
+        let (worker, low) = (connection_id >> 16, connection_id & 0xffff);
+        let is_channel = low & !RELID_BITS == CHANNEL_CONNECTION && worker < self.info.workers;
+        match u16::try_from(low & RELID_BITS) {
+            Ok(flag) if is_channel => self.link.signal(worker, flag),
+            _ => {
+                // A link that is finished says so when it is read.
+                let _ = self.link.send_event(GuestEvent::Signal { connection_id, flag: 0 });
+            }
+        }
+    }
+
+    fn vp_bell(&self, vp: u32) -> Option<BorrowedFd<'_>> {
+        self.link.bell(vp)
+    }
+
+    fn clear_bell(&self, vp: u32) {
+        self.link.clear_bell(vp);
+    }
+
+    fn take_flags(&self, vp: u32, each: &mut dyn FnMut(u16)) {
+        self.link.take_flags(vp, each);
+    }
+
+    fn arm(&self, vp: u32) -> bool {
+        self.link.arm(vp)
+    }
+
+    fn disarm(&self, vp: u32) {
+        self.link.disarm(vp);
+    }
+}

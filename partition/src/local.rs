@@ -1,0 +1,51 @@
+//! A partition in this process: both ends over plain memory, without a socket.
+
+use std::sync::Arc;
+
+use crate::control_area::{ControlArea, End};
+use crate::control_link::{ControlLink, LocalWire, WireIn, WireOut};
+use crate::doorbell::{Bell, BellKind, BellReceiver};
+use crate::gpa::{DEFAULT_RING_MAPS, GpaSpace};
+use crate::guest_link::{ControlGuest, GuestMemory, GuestOptions};
+use crate::link::{GuestInfo, LinkError, PartitionInfo};
+use crate::root_link::ControlRoot;
+
+/// Both ends of a new partition in this process. `id` is the root's number for it.
+///
+/// # Errors
+/// Out of descriptors or memory, or options that make no sense.
+pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGuest), LinkError> {
+    let (guest_memory, file) = GuestMemory::new(options.memory)?;
+    let guest_area = ControlArea::create(options.workers, options.vps)?;
+    let root_area = ControlArea::from_peer(guest_area.file().clone())?;
+    let (root_rings, guest_hears) = bells(options.vps)?;
+    let (guest_rings, root_hears) = bells(options.workers)?;
+    let (to_root, to_guest) = (Arc::new(LocalWire::new()), Arc::new(LocalWire::new()));
+
+    // The root maps the memory once more, as it would that of another process.
+    let regions = guest_memory.space().regions().iter();
+    let mut root_regions = Vec::new();
+    for region in regions {
+        root_regions.push(crate::gpa::Region { mapping: file.map_all()?, ..region.clone() });
+    }
+    let root_memory = Arc::new(GpaSpace::new(root_regions, DEFAULT_RING_MAPS)?);
+
+    let (vps, workers) = (u32::from(options.vps), u32::from(options.workers));
+    let name = options.name.clone();
+    let info = PartitionInfo { name: name.clone(), id, vps, workers, extended: true, credentials: None };
+    let wires =
+        (WireIn::Local(Arc::clone(&to_root)), WireOut::Local { wire: Arc::clone(&to_guest), frames: 0 });
+    let link = ControlLink::new(End::Root, root_area, root_rings, root_hears, wires);
+    let root = ControlRoot::new(link, info, root_memory, None);
+
+    let wires = (WireIn::Local(to_guest), WireOut::Local { wire: to_root, frames: 0 });
+    let link = ControlLink::new(End::Guest, guest_area, guest_rings, guest_hears, wires);
+    let guest =
+        ControlGuest::new(link, GuestInfo { name, id, vps, workers }, guest_memory, None, options.memory);
+    Ok((root, guest))
+}
+
+pub(crate) fn bells(count: u16) -> Result<(Vec<Bell>, Vec<BellReceiver>), LinkError> {
+    let bells: Result<Vec<_>, _> = (0..count).map(|_| BellKind::Event.create()).collect();
+    Ok(bells.map_err(LinkError::system("making a bell"))?.into_iter().unzip())
+}

@@ -1,0 +1,452 @@
+//! Channels as the guest sees them: offered, open, rescinded, released.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+
+use zerocopy::little_endian::{U16, U32};
+
+use super::connection::Offers;
+use super::policy::Subject;
+use super::{Answer, AskId, Client, ClientAction, ClientError, Failure, Fault, Question};
+use crate::message::{
+    CloseChannel, ModifyChannel, ModifyChannelResponse, OfferChannel, OfferFlags, OpenChannel,
+    OpenChannelResult, RelidReleased, UserDefined,
+};
+use crate::{FeatureFlags, Guid, Status, Version};
+
+/// Channel ids are 1 to 2047.
+const LAST_RELID: u32 = 2047;
+const LAST_MONITOR: u8 = 127;
+const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
+
+/// One offered channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfferInfo {
+    /// Channel id, 1 to 2047.
+    pub relid: u32,
+    /// Class of the device.
+    pub class: Guid,
+    /// The device; the same for all its sub-channels.
+    pub instance: Guid,
+    /// Flags; their meaning depends on the version, see the specification.
+    pub flags: OfferFlags,
+    /// MMIO window that the device needs, in MiB.
+    pub mmio_megabytes: u16,
+    /// MMIO window that it likes to have beyond, in MiB.
+    pub mmio_megabytes_optional: u16,
+    /// Meaning by device protocol.
+    pub user_defined: UserDefined,
+    /// 0 for the primary channel.
+    pub subchannel_index: u16,
+    /// Monitor id, 0 to 127.
+    pub monitor: Option<u8>,
+    /// Whether the host is signalled by [`Self::connection_id`] alone, without the interrupt page.
+    pub is_dedicated: bool,
+    /// Connection id for signals to the host; `None` in V1, where all channels share connection 2.
+    pub connection_id: Option<u32>,
+}
+
+/// How to open a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// Page list of both rings.
+    pub ring_gpadl: u32,
+    /// Page of the list where the host-to-guest ring starts.
+    pub downstream_page: u32,
+    /// Virtual processor for the host's signals; `u32::MAX` for none.
+    pub target_vp: u32,
+    /// Meaning by device protocol.
+    pub user_data: UserDefined,
+    /// Other signals than those of the offer, where that is negotiated.
+    pub signals: Option<SignalParameters>,
+}
+
+/// Signals that the guest chooses for one open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalParameters {
+    /// Connection on which the guest will signal, 24 bits, not 0.
+    pub connection_id: u32,
+    /// Event flag that the host is to set, 1 to 2047.
+    pub event_flag: u16,
+}
+
+/// One channel as `ls` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// The offer.
+    pub offer: OfferInfo,
+    /// Its state.
+    pub state: ChannelState,
+}
+
+/// State of a channel at the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelState {
+    /// Our policy decides whether it may be used.
+    Proposed,
+    /// Offered and not open.
+    Closed,
+    /// Our policy or the host decides about an open.
+    Opening,
+    /// Open.
+    Open,
+    /// The host took it back; to be released.
+    Rescinded,
+}
+
+impl core::fmt::Display for ChannelState {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter.write_str(match self {
+            Self::Proposed => "waiting for our policy",
+            Self::Closed => "closed",
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Rescinded => "rescinded",
+        })
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Proposed(AskId),
+    Closed,
+    /// Our policy decides about an open.
+    Asked {
+        asked: AskId,
+        message: Box<OpenChannel>,
+    },
+    /// OPENCHANNEL was posted. `cancelled`: to be closed as soon as it is open.
+    Opening {
+        open_id: u32,
+        ring_gpadl: u32,
+        cancelled: bool,
+    },
+    Open {
+        ring_gpadl: u32,
+    },
+    Rescinded,
+}
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    offer: OfferInfo,
+    state: State,
+    /// A response to MODIFYCHANNEL is to come.
+    modifying: bool,
+}
+
+impl Channel {
+    pub(super) fn info(&self) -> ChannelInfo {
+        ChannelInfo { offer: self.offer, state: self.state() }
+    }
+
+    pub(super) fn state(&self) -> ChannelState {
+        match self.state {
+            State::Proposed(_) => ChannelState::Proposed,
+            State::Closed => ChannelState::Closed,
+            State::Asked { .. } | State::Opening { .. } => ChannelState::Opening,
+            State::Open { .. } => ChannelState::Open,
+            State::Rescinded => ChannelState::Rescinded,
+        }
+    }
+
+    /// The page list of the rings, while the host may use them.
+    pub(super) fn ring_gpadl(&self) -> Option<u32> {
+        match &self.state {
+            State::Proposed(_) | State::Closed | State::Rescinded => None,
+            State::Asked { message, .. } => Some(message.ring_gpadl.get()),
+            State::Opening { ring_gpadl, .. } | State::Open { ring_gpadl } => Some(*ring_gpadl),
+        }
+    }
+}
+
+/// All channels of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    by_relid: BTreeMap<u32, Channel>,
+    last_open_id: u32,
+}
+
+impl Channels {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Channel> {
+        self.by_relid.values()
+    }
+
+    pub(super) fn get(&self, relid: u32) -> Result<&Channel, ClientError> {
+        self.by_relid.get(&relid).ok_or(ClientError::NoChannel(relid))
+    }
+
+    fn get_mut(&mut self, relid: u32) -> Result<&mut Channel, ClientError> {
+        self.by_relid.get_mut(&relid).ok_or(ClientError::NoChannel(relid))
+    }
+}
+
+impl Client {
+    pub(super) fn offered(&mut self, offer: &OfferChannel) {
+        let relid = offer.relid.get();
+        let Some(connection) = self.connection() else { return };
+        let initial = match self.expects_offers() {
+            Some(Offers::Requested) => true,
+            Some(Offers::Deciding | Offers::Delivered) => false,
+            Some(Offers::NotRequested) | None => {
+                return self.fault(Fault::Unexpected { message: "OFFERCHANNEL" });
+            }
+        };
+        let info = match offer_info(offer, connection.version) {
+            Ok(info) => info,
+            Err(what) => return self.fault(Fault::BadOffer { relid, what }),
+        };
+        if self.channels.by_relid.contains_key(&relid) || self.holds_release_of(relid) {
+            return self.fault(Fault::BadOffer { relid, what: "an id that is in use" });
+        }
+        let asked = self.ask(Subject::Offer { relid, initial }, Question::Offer(info));
+        let channel = Channel { offer: info, state: State::Proposed(asked), modifying: false };
+        self.channels.by_relid.insert(relid, channel);
+        self.allow_if_nobody_decides(asked);
+    }
+
+    pub(super) fn offer_decided(&mut self, relid: u32, answer: Answer) {
+        let Ok(channel) = self.channels.get_mut(relid) else { return };
+        channel.state = State::Closed;
+        let offer = channel.offer;
+        match answer {
+            Answer::Allow => self.act(ClientAction::Offered(offer)),
+            Answer::Deny(_) => self.give_back(relid),
+        }
+    }
+
+    /// Opens a channel on rings in a page list of it that the host has accepted. Ends in [`ClientAction::Opened`]
+    /// with the number returned.
+    pub fn open(&mut self, relid: u32, request: OpenRequest) -> Result<u32, ClientError> {
+        let connection = self.talking()?;
+        let channel = self.channels.get(relid)?;
+        if !matches!(channel.state, State::Closed) {
+            return Err(ClientError::ChannelState { relid, state: channel.state() });
+        }
+        if !self.gpadls.is_created(relid, request.ring_gpadl) {
+            return Err(ClientError::NoGpadl(request.ring_gpadl));
+        }
+        let wanted = FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS;
+        if request.signals.is_some() && !connection.features.contains(wanted) {
+            return Err(ClientError::NotNegotiated(connection.version));
+        }
+        self.channels.last_open_id = self.channels.last_open_id.wrapping_add(1);
+        let open_id = self.channels.last_open_id;
+        let message = Box::new(OpenChannel {
+            relid: U32::new(relid),
+            open_id: U32::new(open_id),
+            ring_gpadl: U32::new(request.ring_gpadl),
+            target_vp: U32::new(request.target_vp),
+            downstream_page_offset: U32::new(request.downstream_page),
+            user_data: request.user_data,
+            connection_id: U32::new(request.signals.map_or(0, |signals| signals.connection_id)),
+            event_flag: U16::new(request.signals.map_or(0, |signals| signals.event_flag)),
+            flags: U16::ZERO,
+        });
+        let asked = self.ask(Subject::Open { relid }, Question::Open { relid, open_id });
+        self.channels.get_mut(relid)?.state = State::Asked { asked, message };
+        self.allow_if_nobody_decides(asked);
+        Ok(open_id)
+    }
+
+    pub(super) fn open_decided(&mut self, relid: u32, answer: Answer) {
+        let Ok(channel) = self.channels.get_mut(relid) else { return };
+        let State::Asked { message, .. } = &channel.state else { return };
+        let message = message.clone();
+        let open_id = message.open_id.get();
+        match answer {
+            Answer::Allow => {
+                let ring_gpadl = message.ring_gpadl.get();
+                channel.state = State::Opening { open_id, ring_gpadl, cancelled: false };
+                self.post(*message);
+            }
+            Answer::Deny(status) => {
+                channel.state = State::Closed;
+                let result = Err(Failure::Denied(status));
+                self.act(ClientAction::Opened { relid, open_id, result });
+            }
+        }
+    }
+
+    pub(super) fn opened(&mut self, message: &OpenChannelResult) {
+        let (relid, status) = (message.relid.get(), Status(message.status.get()));
+        let unexpected = Fault::UnexpectedForChannel { message: "OPENCHANNEL_RESULT", relid };
+        let Ok(channel) = self.channels.get_mut(relid) else { return self.fault(unexpected) };
+        let State::Opening { open_id, ring_gpadl, cancelled } = channel.state else {
+            return self.fault(unexpected);
+        };
+        if open_id != message.open_id.get() {
+            return self.fault(unexpected);
+        }
+        let opened = status.is_success();
+        channel.state = if opened && !cancelled { State::Open { ring_gpadl } } else { State::Closed };
+        if opened && cancelled {
+            self.post(CloseChannel { relid: U32::new(relid) });
+        }
+        let result = match (cancelled, opened) {
+            (true, _) => Err(Failure::Cancelled),
+            (false, true) => Ok(()),
+            (false, false) => Err(Failure::Refused(status)),
+        };
+        self.act(ClientAction::Opened { relid, open_id, result });
+    }
+
+    /// Closes a channel, or gives up an open that has not ended. Nothing answers: the rings are free when their page
+    /// list is torn down.
+    pub fn close(&mut self, relid: u32) -> Result<(), ClientError> {
+        self.talking()?;
+        let channel = self.channels.get_mut(relid)?;
+        match &mut channel.state {
+            State::Proposed(_) | State::Closed | State::Rescinded => {
+                return Err(ClientError::ChannelState { relid, state: channel.state() });
+            }
+            State::Asked { asked, message } => {
+                let (asked, open_id) = (*asked, message.open_id.get());
+                channel.state = State::Closed;
+                self.withdraw_question(asked);
+                self.act(ClientAction::Opened { relid, open_id, result: Err(Failure::Cancelled) });
+            }
+            // The host refuses a close before its result.
+            State::Opening { cancelled, .. } => *cancelled = true,
+            State::Open { .. } => {
+                channel.state = State::Closed;
+                self.post(CloseChannel { relid: U32::new(relid) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the host's signals for an open channel to another virtual processor. Ends in
+    /// [`ClientAction::Modified`].
+    pub fn modify(&mut self, relid: u32, vp: u32) -> Result<(), ClientError> {
+        let message = ModifyChannel { relid: U32::new(relid), target_vp: U32::new(vp) };
+        self.negotiated(&message.into())?;
+        let answered = self.connection().is_some_and(|connection| connection.version >= Version::Iron);
+        let channel = self.channels.get_mut(relid)?;
+        if channel.modifying || !matches!(channel.state, State::Open { .. }) {
+            return Err(ClientError::ChannelState { relid, state: channel.state() });
+        }
+        channel.modifying = answered;
+        self.post(message);
+        if !answered {
+            self.act(ClientAction::Modified { relid, result: Ok(()) });
+        }
+        Ok(())
+    }
+
+    pub(super) fn modified(&mut self, response: &ModifyChannelResponse) {
+        let (relid, status) = (response.relid.get(), Status(response.status.get()));
+        match self.channels.by_relid.get_mut(&relid) {
+            Some(channel) if channel.modifying => {
+                channel.modifying = false;
+                let result = if status.is_success() { Ok(()) } else { Err(Failure::Refused(status)) };
+                self.act(ClientAction::Modified { relid, result });
+            }
+            Some(_) | None => {
+                self.fault(Fault::UnexpectedForChannel { message: "MODIFYCHANNEL_RESPONSE", relid });
+            }
+        }
+    }
+
+    pub(super) fn rescinded(&mut self, relid: u32) {
+        // Unknown: we have released it meanwhile, and the two messages crossed.
+        let Ok(channel) = self.channels.get_mut(relid) else { return };
+        if let State::Rescinded = channel.state {
+            return;
+        }
+        let before = core::mem::replace(&mut channel.state, State::Rescinded);
+        let modifying = core::mem::take(&mut channel.modifying);
+        self.fail_open(relid, &before, Failure::Rescinded);
+        if modifying {
+            self.act(ClientAction::Modified { relid, result: Err(Failure::Rescinded) });
+        }
+        self.fail_gpadls(relid, Failure::Rescinded);
+        if let State::Proposed(asked) = before {
+            // Nobody was told of it.
+            self.channels.by_relid.remove(&relid);
+            self.post(RelidReleased { relid: U32::new(relid) });
+            return self.withdraw_question(asked);
+        }
+        self.act(ClientAction::Rescinded { relid });
+    }
+
+    /// Reports the open of a channel, if one was under way, as failed.
+    fn fail_open(&mut self, relid: u32, state: &State, failure: Failure) {
+        let open_id = match state {
+            State::Asked { asked, message } => {
+                self.withdraw_question(*asked);
+                message.open_id.get()
+            }
+            State::Opening { open_id, .. } => *open_id,
+            State::Proposed(_) | State::Closed | State::Open { .. } | State::Rescinded => return,
+        };
+        self.act(ClientAction::Opened { relid, open_id, result: Err(failure) });
+    }
+
+    /// Gives a channel's id back to the host, which may use it for another offer then. The channel must be rescinded,
+    /// or closed and without page lists; nothing may use it any more.
+    pub fn release(&mut self, relid: u32) -> Result<(), ClientError> {
+        self.talking()?;
+        let channel = self.channels.get(relid)?;
+        match channel.state {
+            State::Rescinded => {}
+            State::Closed if !channel.modifying => {
+                if self.gpadls.are_left(relid) {
+                    return Err(ClientError::GpadlsLeft(relid));
+                }
+            }
+            State::Closed
+            | State::Proposed(_)
+            | State::Asked { .. }
+            | State::Opening { .. }
+            | State::Open { .. } => {
+                return Err(ClientError::ChannelState { relid, state: channel.state() });
+            }
+        }
+        self.give_back(relid);
+        Ok(())
+    }
+
+    fn give_back(&mut self, relid: u32) {
+        self.channels.by_relid.remove(&relid);
+        self.post(RelidReleased { relid: U32::new(relid) });
+    }
+
+    /// Reports everything that is under way on any channel as failed and forgets the channels.
+    pub(super) fn end_channels(&mut self) {
+        for (relid, channel) in core::mem::take(&mut self.channels.by_relid) {
+            self.fail_open(relid, &channel.state, Failure::Disconnected);
+            if channel.modifying {
+                self.act(ClientAction::Modified { relid, result: Err(Failure::Disconnected) });
+            }
+        }
+    }
+}
+
+/// Checks an offer.
+fn offer_info(offer: &OfferChannel, version: Version) -> Result<OfferInfo, &'static str> {
+    if !(1..=LAST_RELID).contains(&offer.relid.get()) {
+        return Err("an id that cannot be");
+    }
+    let monitor = (offer.monitor_allocated & 1 != 0).then_some(offer.monitor_id);
+    if monitor.is_some_and(|monitor| monitor > LAST_MONITOR) {
+        return Err("a monitor that cannot be");
+    }
+    let connection_id = (version >= Version::Win7).then_some(offer.connection_id.get());
+    if connection_id.is_some_and(|id| id > CONNECTION_ID_BITS) {
+        return Err("a connection id of more than 24 bits");
+    }
+    Ok(OfferInfo {
+        relid: offer.relid.get(),
+        class: offer.interface_type,
+        instance: offer.interface_instance,
+        flags: OfferFlags::from_bits_retain(offer.flags.get()),
+        mmio_megabytes: offer.mmio_megabytes.get(),
+        mmio_megabytes_optional: offer.mmio_megabytes_optional.get(),
+        user_defined: offer.user_defined,
+        subchannel_index: offer.subchannel_index.get(),
+        monitor,
+        is_dedicated: version >= Version::Win7 && offer.is_dedicated.get() & 1 != 0,
+        connection_id,
+    })
+}

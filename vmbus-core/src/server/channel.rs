@@ -1,0 +1,310 @@
+//! One channel: what the guest was shown, and what the device does for it.
+//!
+//! The specification's states are pairs of these two sides (see [`Channel::state`]). They are kept apart because a
+//! device needs time to close, whatever the guest or the host do meanwhile.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+
+use super::relids::Relids;
+use super::{AskId, DeviceKey, OfferParams};
+use crate::Guid;
+use crate::message::{OpenChannel, UserDefined};
+use crate::pages::PageRanges;
+
+/// How a channel is opened.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// The guest's name for this open.
+    pub open_id: u32,
+    /// The pages of both rings, whole pages only: guest to host first, then host to guest.
+    pub ring: Arc<PageRanges>,
+    /// The guest's name for that list.
+    pub ring_gpadl: u32,
+    /// Page of the list where the host-to-guest ring starts. Both rings have two pages at least.
+    pub downstream_page: u32,
+    /// Virtual processor for signals to the guest; `u32::MAX` for none, 0 before Win8.
+    pub target_vp: u32,
+    /// Event flag for signals to the guest, 1 to 2047: the channel id unless the guest chose another.
+    pub event_flag: u16,
+    /// Connection on which the guest will signal: the offered one unless the guest chose another for this open.
+    pub connection_id: u32,
+    /// Meaning by device protocol.
+    pub user_data: UserDefined,
+}
+
+/// One channel as `ls` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// Channel id, if it has one at present.
+    pub relid: Option<u32>,
+    /// Our name for it.
+    pub device: DeviceKey,
+    /// 0 for the primary channel.
+    pub subchannel_index: u16,
+    /// Its state.
+    pub state: ChannelState,
+    /// Class of the device.
+    pub class: Guid,
+    /// The device.
+    pub instance: Guid,
+}
+
+/// State of a channel, as the specification names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelState {
+    /// Not shown to this guest, or given back by it.
+    ClientReleased,
+    /// Shown to the guest and not open.
+    Closed,
+    /// Policy or the device decides about an open.
+    Opening,
+    /// Open.
+    Open,
+    /// The device is closing.
+    Closing,
+    /// The device is closing, and the guest has asked for the next open already.
+    ClosingReopen,
+    /// Opening for a guest that is gone meanwhile.
+    OpeningClientRelease,
+    /// Closing for a guest that is gone meanwhile.
+    ClosingClientRelease,
+    /// Rescinded and not yet released by the guest.
+    Revoked,
+    /// Rescinded and not yet released by the guest, and the device is back.
+    Reoffered,
+}
+
+impl core::fmt::Display for ChannelState {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter.write_str(match self {
+            Self::ClientReleased => "not offered",
+            Self::Closed => "closed",
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Closing => "closing",
+            Self::ClosingReopen => "closing to be opened again",
+            Self::OpeningClientRelease => "opening for nobody",
+            Self::ClosingClientRelease => "closing for nobody",
+            Self::Revoked => "revoked",
+            Self::Reoffered => "revoked and back",
+        })
+    }
+}
+
+/// The guest's side of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// The guest does not know it. It keeps its id until the device is done.
+    Hidden,
+    /// Policy decides whether the guest gets to know it.
+    Proposed(AskId),
+    /// The guest was sent the offer.
+    Offered,
+    /// The host took it back. RESCIND follows when the device is done.
+    Rescinding,
+    /// RESCIND was sent; the guest must release the id.
+    Revoked,
+    /// The guest has released the id and the device is back: to be offered again when the last use has ended.
+    Returning,
+}
+
+/// The device's side of a channel.
+#[derive(Debug)]
+pub(super) enum Serving {
+    /// It does nothing.
+    Idle,
+    /// Policy decides about an open.
+    Asked { asked: AskId, request: Box<OpenChannel> },
+    /// It was told to open.
+    Opening(Box<OpenChannel>),
+    /// It serves the rings.
+    Open(Box<OpenChannel>),
+    /// It was told to close.
+    Closing { ring_gpadl: u32, reopen: Option<Box<OpenChannel>> },
+}
+
+impl Serving {
+    /// Whether the device was told to open and has not said that it is closed.
+    fn is_with_device(&self) -> bool {
+        match self {
+            Self::Idle | Self::Asked { .. } => false,
+            Self::Opening(_) | Self::Open(_) | Self::Closing { .. } => true,
+        }
+    }
+}
+
+/// One offered device's channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) offer: OfferParams,
+    pub(super) relid: Option<u32>,
+    pub(super) shown: Shown,
+    /// The host took the device back. Not while it is [`Shown::Offered`], [`Shown::Proposed`] or [`Shown::Returning`].
+    pub(super) withdrawn: bool,
+    pub(super) serving: Serving,
+    /// Page lists that the device may use.
+    pub(super) lists_with_device: usize,
+}
+
+impl Channel {
+    pub(super) fn new(offer: OfferParams) -> Self {
+        Self {
+            offer,
+            relid: None,
+            shown: Shown::Hidden,
+            withdrawn: false,
+            serving: Serving::Idle,
+            lists_with_device: 0,
+        }
+    }
+
+    /// Whether the device uses nothing of the guest's and was not asked to.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.serving, Serving::Idle) && self.lists_with_device == 0
+    }
+
+    /// The page list of the rings, from the moment of the request until the device has closed.
+    pub(super) fn ring_gpadl(&self) -> Option<u32> {
+        match &self.serving {
+            Serving::Idle => None,
+            Serving::Asked { request, .. } | Serving::Opening(request) | Serving::Open(request) => {
+                Some(request.ring_gpadl.get())
+            }
+            Serving::Closing { ring_gpadl, .. } => Some(*ring_gpadl),
+        }
+    }
+
+    pub(super) fn state(&self) -> ChannelState {
+        match (self.shown, &self.serving) {
+            (Shown::Rescinding | Shown::Revoked, _) if self.withdrawn => ChannelState::Revoked,
+            (Shown::Rescinding | Shown::Revoked, _) => ChannelState::Reoffered,
+            (Shown::Offered, Serving::Idle) => ChannelState::Closed,
+            (Shown::Offered, Serving::Asked { .. } | Serving::Opening(_)) => ChannelState::Opening,
+            (Shown::Offered, Serving::Open(_)) => ChannelState::Open,
+            (Shown::Offered, Serving::Closing { reopen: None, .. }) => ChannelState::Closing,
+            (Shown::Offered, Serving::Closing { reopen: Some(_), .. }) => ChannelState::ClosingReopen,
+            (
+                Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
+                Serving::Idle | Serving::Asked { .. },
+            ) => ChannelState::ClientReleased,
+            (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, Serving::Opening(_)) => {
+                ChannelState::OpeningClientRelease
+            }
+            (
+                Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
+                Serving::Open(_) | Serving::Closing { .. },
+            ) => ChannelState::ClosingClientRelease,
+        }
+    }
+
+    pub(super) fn info(&self, device: DeviceKey) -> ChannelInfo {
+        ChannelInfo {
+            relid: self.relid,
+            device,
+            subchannel_index: self.offer.subchannel_index,
+            state: self.state(),
+            class: self.offer.class,
+            instance: self.offer.instance,
+        }
+    }
+}
+
+/// All channels, by device and by id.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    by_device: BTreeMap<DeviceKey, Channel>,
+    relids: Relids,
+    /// Devices that the guest may see and for which no id is free.
+    waiting: BTreeSet<DeviceKey>,
+    /// Channels whose device was told to open and has not closed.
+    served: usize,
+}
+
+impl Channels {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&DeviceKey, &Channel)> {
+        self.by_device.iter()
+    }
+
+    pub(super) fn get_mut(&mut self, device: DeviceKey) -> Option<&mut Channel> {
+        self.by_device.get_mut(&device)
+    }
+
+    pub(super) fn get(&self, device: DeviceKey) -> Option<&Channel> {
+        self.by_device.get(&device)
+    }
+
+    /// The device that has this channel id, whether the guest knows it or not.
+    pub(super) fn owner(&self, relid: u32) -> Option<DeviceKey> {
+        self.relids.owner(relid)
+    }
+
+    pub(super) fn insert(&mut self, device: DeviceKey, channel: Channel) {
+        self.by_device.insert(device, channel);
+    }
+
+    pub(super) fn remove(&mut self, device: DeviceKey) {
+        self.by_device.remove(&device);
+    }
+
+    pub(super) fn is_hidden(&self, device: DeviceKey) -> bool {
+        self.get(device).is_some_and(|channel| channel.shown == Shown::Hidden)
+    }
+
+    /// Changes what the device does and returns what it did before.
+    pub(super) fn set_serving(&mut self, device: DeviceKey, serving: Serving) -> Serving {
+        let Some(channel) = self.by_device.get_mut(&device) else { return Serving::Idle };
+        self.served += usize::from(serving.is_with_device());
+        let before = core::mem::replace(&mut channel.serving, serving);
+        self.served -= usize::from(before.is_with_device());
+        before
+    }
+
+    pub(super) fn served(&self) -> usize {
+        self.served
+    }
+
+    pub(super) fn relids_in_use(&self) -> usize {
+        self.relids.in_use()
+    }
+
+    /// The id that the channel has, or a new one unless `limit` are in use.
+    pub(super) fn assign_relid(&mut self, device: DeviceKey, limit: usize) -> Option<u32> {
+        let channel = self.by_device.get_mut(&device)?;
+        if channel.relid.is_none() && self.relids.in_use() < limit {
+            channel.relid = self.relids.allocate(device);
+        }
+        channel.relid
+    }
+
+    /// Whether there was an id to free.
+    pub(super) fn free_relid(&mut self, device: DeviceKey) -> bool {
+        let relid = self.by_device.get_mut(&device).and_then(|channel| channel.relid.take());
+        if let Some(relid) = relid {
+            self.relids.free(relid);
+        }
+        relid.is_some()
+    }
+
+    /// Lets ids begin anew; none may be in use.
+    pub(super) fn forget_relids(&mut self) {
+        self.relids.clear();
+    }
+
+    pub(super) fn wait(&mut self, device: DeviceKey) {
+        self.waiting.insert(device);
+    }
+
+    pub(super) fn next_waiting(&mut self) -> Option<DeviceKey> {
+        self.waiting.pop_first()
+    }
+
+    pub(super) fn stop_waiting(&mut self, device: DeviceKey) {
+        self.waiting.remove(&device);
+    }
+
+    pub(super) fn stop_all_waiting(&mut self) {
+        self.waiting.clear();
+    }
+}

@@ -1,0 +1,274 @@
+//! Offers: what a guest is shown, from the host's wish to the moment when the channel's id is free again.
+//!
+//! RESCIND is sent when nobody uses the guest's pages for this channel any more, as the guest may then use them for
+//! something else without asking.
+
+use alloc::vec::Vec;
+
+use zerocopy::little_endian::{U16, U32, U64};
+
+use super::channel::{Channel, Serving, Shown};
+use super::connection::Offers;
+use super::{Answer, DeviceKey, Fault, Quota, Server, ServerAction};
+use crate::message::{AllOffersDelivered, OfferChannel, OfferFlags, RescindChannelOffer, UserDefined};
+use crate::{FeatureFlags, Guid, Version};
+
+/// No monitor is allocated.
+const NO_MONITOR: u8 = 0xff;
+/// Number of monitor ids.
+const MONITORS: u8 = 128;
+/// The part of a default connection id that says "a channel of the bus" (the bus's interrupt source, 2, shifted by 12).
+const CHANNEL_CONNECTION: u32 = 0x2000;
+
+/// What a guest is told of a device's channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfferParams {
+    /// Class of the device.
+    pub class: Guid,
+    /// The device; the same for all its sub-channels.
+    pub instance: Guid,
+    /// Flags; those that the negotiated version does not know are left out on the wire.
+    pub flags: OfferFlags,
+    /// MMIO window that the device needs, in MiB.
+    pub mmio_megabytes: u16,
+    /// MMIO window that it likes to have beyond, in MiB.
+    pub mmio_megabytes_optional: u16,
+    /// Meaning by device protocol.
+    pub user_defined: UserDefined,
+    /// 0 for the primary channel. Guests before Win8 are not shown others.
+    pub subchannel_index: u16,
+    /// Monitor id, 0 to 127.
+    pub monitor: Option<u8>,
+    /// Connection id for the guest's signals, 24 bits, unique; `None` for 0x2000 + channel id + worker × 65536.
+    pub connection_id: Option<u32>,
+    /// The worker that the default connection id names.
+    pub worker: u8,
+}
+
+impl OfferParams {
+    /// An ordinary device with raw packets.
+    pub fn new(class: Guid, instance: Guid) -> Self {
+        Self { class, instance, flags: OfferFlags::ENUMERATE_DEVICE_INTERFACE, ..Self::default() }
+    }
+
+    /// The connection id under which the guest signals this channel.
+    pub(super) fn connection_id(&self, relid: u32) -> u32 {
+        self.connection_id.unwrap_or(CHANNEL_CONNECTION + relid + (u32::from(self.worker) << 16))
+    }
+
+    fn message(&self, relid: u32, version: Version, features: FeatureFlags) -> OfferChannel {
+        let mut known = OfferFlags::ENUMERATE_DEVICE_INTERFACE | OfferFlags::NAMED_PIPE_MODE;
+        if version >= Version::Win10 {
+            known |= OfferFlags::TLNPI_PROVIDER;
+        }
+        if features.contains(FeatureFlags::CONFIDENTIAL_CHANNELS) {
+            known |= OfferFlags::CONFIDENTIAL_RING_BUFFER | OfferFlags::CONFIDENTIAL_EXTERNAL_MEMORY;
+        }
+        let monitor = self.monitor.filter(|&monitor| monitor < MONITORS);
+        OfferChannel {
+            interface_type: self.class,
+            interface_instance: self.instance,
+            reserved_latency: U64::ZERO,
+            reserved_revision: U32::ZERO,
+            reserved_context: U32::ZERO,
+            flags: U16::new((self.flags & known).bits()),
+            mmio_megabytes: U16::new(self.mmio_megabytes),
+            user_defined: self.user_defined,
+            subchannel_index: U16::new(self.subchannel_index),
+            mmio_megabytes_optional: U16::new(self.mmio_megabytes_optional),
+            relid: U32::new(relid),
+            monitor_id: monitor.unwrap_or(NO_MONITOR),
+            monitor_allocated: u8::from(monitor.is_some()),
+            is_dedicated: U16::new(1),
+            connection_id: U32::new(self.connection_id(relid)),
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn offer(&mut self, device: DeviceKey, offer: OfferParams) {
+        let Some(channel) = self.channels.get_mut(device) else {
+            self.channels.insert(device, Channel::new(offer));
+            return self.propose(device, false);
+        };
+        if !channel.withdrawn {
+            return self.fault(Fault::OfferedTwice { device });
+        }
+        channel.withdrawn = false;
+        channel.offer = offer;
+        match channel.shown {
+            Shown::Hidden | Shown::Returning => {
+                channel.shown = Shown::Returning;
+                self.settle(device);
+            }
+            // Reoffered: the guest must release the channel first. The others exclude a withdrawn device.
+            Shown::Rescinding | Shown::Revoked | Shown::Proposed(_) | Shown::Offered => {}
+        }
+    }
+
+    pub(super) fn rescind(&mut self, device: DeviceKey) {
+        let Some(channel) = self.channels.get_mut(device).filter(|channel| !channel.withdrawn) else {
+            return self.fault(Fault::NotOffered { device });
+        };
+        channel.withdrawn = true;
+        match channel.shown {
+            Shown::Hidden => self.channels.stop_waiting(device),
+            Shown::Returning => channel.shown = Shown::Hidden,
+            Shown::Proposed(asked) => {
+                channel.shown = Shown::Hidden;
+                self.withdraw_question(asked);
+            }
+            Shown::Offered => {
+                channel.shown = Shown::Rescinding;
+                self.stop_serving(device);
+                self.recall_gpadls(device);
+            }
+            Shown::Rescinding | Shown::Revoked => {}
+        }
+        self.settle(device);
+    }
+
+    pub(super) fn request_offers(&mut self) {
+        let Some(connected) = self.connection.connected_mut() else { return };
+        match connected.offers {
+            Offers::NotRequested => connected.offers = Offers::Requested,
+            Offers::Requested | Offers::Delivered => return self.fault(Fault::OffersRequestedTwice),
+        }
+        let devices: Vec<DeviceKey> = self.channels.iter().map(|(device, _)| *device).collect();
+        for device in devices {
+            self.propose(device, true);
+        }
+        self.offers_delivered();
+    }
+
+    /// Says that all offers were sent, once policy has decided about those that existed at the request.
+    pub(super) fn offers_delivered(&mut self) {
+        if self.questions.initial_offers() > 0 {
+            return;
+        }
+        if let Some(connected) = self.connection.connected_mut()
+            && connected.offers == Offers::Requested
+        {
+            connected.offers = Offers::Delivered;
+            self.send(AllOffersDelivered {});
+        }
+    }
+
+    /// Asks whether a hidden device may be shown, if the guest wants offers and can understand this one.
+    fn propose(&mut self, device: DeviceKey, initial: bool) {
+        let Some(connected) = self.connection.connected() else { return };
+        let version = connected.connection.version;
+        let Some(channel) = self.channels.get_mut(device) else { return };
+        if connected.offers == Offers::NotRequested
+            || channel.withdrawn
+            || (version < Version::Win8 && channel.offer.subchannel_index != 0)
+        {
+            return;
+        }
+        let asked = self.ask_offer(device, initial);
+        if let Some(channel) = self.channels.get_mut(device) {
+            channel.shown = Shown::Proposed(asked);
+        }
+    }
+
+    pub(super) fn offer_decided(&mut self, device: DeviceKey, answer: Answer) {
+        let Some(channel) = self.channels.get_mut(device) else { return };
+        channel.shown = Shown::Hidden;
+        match answer {
+            Answer::Allow => self.show(device),
+            Answer::Deny(_) => self.free_relid(device),
+        }
+    }
+
+    /// Sends the offer, or lets the device wait until a channel id is free.
+    fn show(&mut self, device: DeviceKey) {
+        let limit = self.config.quotas.channels;
+        let Some(relid) = self.channels.assign_relid(device, limit) else {
+            self.channels.wait(device);
+            return self.over_quota(Quota::Channels, limit);
+        };
+        let Some(connection) = self.connection() else { return };
+        let Some(channel) = self.channels.get_mut(device) else { return };
+        channel.shown = Shown::Offered;
+        let message = channel.offer.message(relid, connection.version, connection.features);
+        self.send(message);
+    }
+
+    pub(super) fn relid_released(&mut self, relid: u32) {
+        let Some(device) = self.visible("RELID_RELEASED", relid) else { return };
+        let Some(channel) = self.channels.get_mut(device) else { return };
+        let releasable = match (channel.shown, &channel.serving) {
+            (Shown::Offered, Serving::Idle | Serving::Closing { reopen: None, .. }) => true,
+            (Shown::Offered, _) => false,
+            (Shown::Rescinding | Shown::Revoked, _) => true,
+            (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => false,
+        };
+        if !releasable {
+            return self.wrong_state("RELID_RELEASED", device);
+        }
+        channel.shown = match channel.shown {
+            // Its device is back already.
+            Shown::Rescinding | Shown::Revoked if !channel.withdrawn => Shown::Returning,
+            // A guest that releases a channel unasked does not see the device again during this connection.
+            _ => Shown::Hidden,
+        };
+        self.drop_gpadls(device);
+        self.settle(device);
+    }
+
+    /// Ends everything that guests were shown.
+    pub(super) fn disconnect_channels(&mut self) {
+        self.channels.stop_all_waiting();
+        let devices: Vec<DeviceKey> = self.channels.iter().map(|(device, _)| *device).collect();
+        for device in devices {
+            if let Some(channel) = self.channels.get_mut(device) {
+                channel.shown = Shown::Hidden;
+            }
+            self.stop_serving(device);
+            self.drop_gpadls(device);
+            self.settle(device);
+        }
+    }
+
+    /// Takes the next step of a channel that waited for its device, once the device uses nothing of the guest's.
+    pub(super) fn settle(&mut self, device: DeviceKey) {
+        let Some(channel) = self.channels.get_mut(device) else { return };
+        if !channel.is_settled() {
+            return;
+        }
+        match channel.shown {
+            Shown::Rescinding => {
+                channel.shown = Shown::Revoked;
+                if let Some(relid) = channel.relid {
+                    self.send(RescindChannelOffer { relid: U32::new(relid) });
+                }
+            }
+            Shown::Returning => {
+                // The id is kept while policy is asked again.
+                channel.shown = Shown::Hidden;
+                self.propose(device, false);
+                if self.channels.is_hidden(device) {
+                    self.free_relid(device);
+                }
+            }
+            Shown::Hidden => {
+                let withdrawn = channel.withdrawn;
+                self.free_relid(device);
+                if withdrawn {
+                    self.channels.remove(device);
+                    self.act(ServerAction::Released { device });
+                }
+            }
+            Shown::Proposed(_) | Shown::Offered | Shown::Revoked => {}
+        }
+    }
+
+    /// Gives a channel id back, and to the first device that waits for one.
+    fn free_relid(&mut self, device: DeviceKey) {
+        if self.channels.free_relid(device)
+            && let Some(next) = self.channels.next_waiting()
+        {
+            self.show(next);
+        }
+    }
+}

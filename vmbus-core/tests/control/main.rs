@@ -1,0 +1,14 @@
+//! The control plane as a story: server alone, client alone, and both joined in one thread.
+
+mod client;
+mod contact;
+mod gpadl;
+mod hostile;
+mod pair;
+mod quota;
+mod random;
+mod rescind;
+mod root;
+mod transitions;
+mod unload;
+mod versions;

@@ -1,0 +1,200 @@
+//! A storage controller: version, properties, and the way of a command to a disk and back.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use vmbus_channels::{BufferRange, Channel, Device, Guest, Reply, Spin};
+use vmbus_core::Status;
+use vmbus_core::storage::scsi::{self, Command};
+use vmbus_core::storage::{
+    Address, DataDirection, Operation, Outcome, Packet, Properties, Request, SCSI_CLASS, Srb, Version,
+};
+
+use super::{Disk, DiskError};
+
+/// Longest transfer that is taken at a provider's word, in bytes.
+const LONGEST_TRANSFER: u32 = 8 << 20;
+/// Size of the buffer for answers about the controller and its disks.
+const ANSWER_ROOM: usize = 4096;
+
+/// An open storage controller. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    guest: Guest,
+    channel: Channel,
+    version: Version,
+    longest_transfer: u32,
+}
+
+impl Controller {
+    /// Opens the guest's first SCSI controller.
+    ///
+    /// # Errors
+    /// As [`open_device`](Self::open_device).
+    pub async fn open(guest: &Guest) -> Result<Self, DiskError> {
+        Self::open_device(guest, Device::class(SCSI_CLASS)).await
+    }
+
+    /// Opens one particular controller.
+    ///
+    /// # Errors
+    /// [`DiskError::Open`]; [`DiskError::Refused`] if the provider knows no version that we know.
+    pub async fn open_device(guest: &Guest, device: Device) -> Result<Self, DiskError> {
+        let channel = guest.open(device).await?;
+        ask(&channel, "BEGIN_INITIALIZATION", &Request::BeginInitialization, Packet::MAX_SIZE).await?;
+        let version = agree(&channel).await?;
+        let size = version.packet_size();
+        let properties = ask(&channel, "QUERY_PROPERTIES", &Request::QueryProperties, size).await?.properties()?;
+        ask(&channel, "END_INITIALIZATION", &Request::EndInitialization, size).await?;
+        let longest_transfer = longest_transfer(&properties);
+        Ok(Self { inner: Arc::new(Inner { guest: guest.clone(), channel, version, longest_transfer }) })
+    }
+
+    /// The storage protocol version that was agreed.
+    pub fn version(&self) -> Version {
+        self.inner.version
+    }
+
+    /// How long the channel looks for answers before it sleeps.
+    pub fn set_spin(&self, spin: Spin) {
+        self.inner.channel.set_spin(spin);
+    }
+
+    /// The longest transfer of one command, in bytes; a multiple of 4096.
+    pub fn longest_transfer(&self) -> u32 {
+        self.inner.longest_transfer
+    }
+
+    /// The LUNs at which there are disks.
+    ///
+    /// # Errors
+    /// [`DiskError::Failed`], [`DiskError::Channel`], [`DiskError::Answer`].
+    pub async fn luns(&self) -> Result<Vec<u8>, DiskError> {
+        let length = u32::try_from(ANSWER_ROOM).unwrap_or(u32::MAX);
+        let command = Command::ReportLuns { select: 0, allocation_length: length };
+        let answer = self.query("REPORT LUNS", 0, &command, ANSWER_ROOM).await?;
+        let luns = scsi::parse_luns(&answer).ok_or(DiskError::Answer("REPORT LUNS"))?;
+        Ok(luns.filter_map(|lun| u8::try_from(lun).ok()).collect())
+    }
+
+    /// The disk at `lun`.
+    ///
+    /// # Errors
+    /// [`DiskError::NoSuchDisk`], and as [`luns`](Self::luns).
+    pub async fn disk(&self, lun: u8) -> Result<Disk, DiskError> {
+        Disk::open_on(self, lun).await
+    }
+
+    pub(crate) fn guest(&self) -> &Guest {
+        &self.inner.guest
+    }
+
+    pub(crate) fn into_channel(self) -> Option<Channel> {
+        Arc::into_inner(self.inner).map(|inner| inner.channel)
+    }
+
+    /// Runs a command that reads up to `len` bytes.
+    pub(crate) async fn query(
+        &self,
+        name: &'static str,
+        lun: u8,
+        command: &Command,
+        len: usize,
+    ) -> Result<Vec<u8>, DiskError> {
+        let buffer = self.inner.guest.share(len)?;
+        let outcome = self.run(lun, command, Some(buffer.range(..))).await?;
+        let outcome = DiskError::check(name, outcome)?;
+        let moved = usize::try_from(outcome.transferred).unwrap_or(usize::MAX).min(len);
+        let mut answer = vec![0; moved];
+        buffer.read(0, &mut answer)?;
+        Ok(answer)
+    }
+
+    /// Runs one command, with `data` as the memory that it moves.
+    pub(crate) async fn run(
+        &self,
+        lun: u8,
+        command: &Command,
+        data: Option<BufferRange>,
+    ) -> Result<Outcome, DiskError> {
+        let packet = command_packet(self.inner.version, lun, command, data.as_ref())?;
+        let reply = self.inner.channel.send(&packet, data).await?.reply().await?;
+        parse_outcome(&reply)
+    }
+}
+
+/// The packet that runs `command`.
+pub(super) fn command_packet(
+    version: Version,
+    lun: u8,
+    command: &Command,
+    data: Option<&BufferRange>,
+) -> Result<SmallVec<[u8; 64]>, DiskError> {
+    let cdb = command.emit().map_err(|_| DiskError::Answer("a command that cannot be written"))?;
+    let (direction, len) = match data {
+        Some(range) => (command.direction(), range.byte_count()),
+        None => (DataDirection::Unspecified, 0),
+    };
+    let srb = Srb::request(version, Address { path: 0, target: 0, lun }, &cdb, direction, len);
+    let bytes = Request::ExecuteSrb(srb).to_packet().to_bytes();
+    Ok(SmallVec::from_slice(&bytes[..version.packet_size()]))
+}
+
+/// How the command ended that `reply` answers.
+pub(super) fn parse_outcome(reply: &[u8]) -> Result<Outcome, DiskError> {
+    let packet = Packet::parse(reply)?;
+    if packet.operation != Operation::COMPLETE_IO {
+        return Err(DiskError::Answer("a command"));
+    }
+    Ok(packet.srb()?.outcome())
+}
+
+/// One step of the start, in packets of `size` bytes.
+async fn ask(
+    channel: &Channel,
+    step: &'static str,
+    request: &Request,
+    size: usize,
+) -> Result<Packet, DiskError> {
+    let answer = ask_any(channel, step, request, size).await?;
+    match answer.status {
+        Status::SUCCESS => Ok(answer),
+        status => Err(DiskError::Refused { step, status }),
+    }
+}
+
+async fn ask_any(
+    channel: &Channel,
+    step: &'static str,
+    request: &Request,
+    size: usize,
+) -> Result<Packet, DiskError> {
+    let bytes = request.to_packet().to_bytes();
+    let reply: Reply = channel.send(&bytes[..size], None).await?.reply().await?;
+    let answer = Packet::parse(&reply)?;
+    if answer.operation == Operation::COMPLETE_IO { Ok(answer) } else { Err(DiskError::Answer(step)) }
+}
+
+/// The highest version that the provider accepts.
+async fn agree(channel: &Channel) -> Result<Version, DiskError> {
+    let step = "QUERY_PROTOCOL_VERSION";
+    let mut refusal = Status::REVISION_MISMATCH;
+    for version in Version::ALL.into_iter().rev() {
+        let request = Request::QueryProtocolVersion { version: version.word(), revision: 0 };
+        match ask_any(channel, step, &request, version.packet_size()).await?.status {
+            Status::SUCCESS => return Ok(version),
+            status => refusal = status,
+        }
+    }
+    Err(DiskError::Refused { step, status: refusal })
+}
+
+fn longest_transfer(properties: &Properties) -> u32 {
+    let stated = properties.max_transfer_bytes.get().clamp(4096, LONGEST_TRANSFER);
+    stated / 4096 * 4096
+}
