@@ -4,12 +4,13 @@ use core::ops::RangeInclusive;
 
 use zerocopy::little_endian::{U32, U64};
 
+use super::pause::{Held, Pausing};
 use super::policy::Subject;
 use super::{Answer, AskId, Client, ClientAction, ClientError, ConnectRequest, Failure, Fault, MonitorPages};
 use super::{Policy, Question};
 use crate::message::{
-    InitiateContact, Message, ModifyConnection, ModifyConnectionResponse, Pause, RequestOffers, Resume,
-    TlConnectRequest, TlConnectResult, Unload, VersionResponse,
+    InitiateContact, Message, ModifyConnection, ModifyConnectionResponse, RequestOffers, TlConnectRequest,
+    TlConnectResult, Unload, VersionResponse,
 };
 use crate::{FeatureFlags, Guid, Status, Version};
 
@@ -100,6 +101,7 @@ pub(super) enum State {
         offers: Offers,
         modifying: bool,
         pause: Pausing,
+        held: Held,
     },
     /// UNLOAD was posted.
     Unloading,
@@ -113,14 +115,6 @@ pub(super) enum Offers {
     /// The host has sent all; our policy still decides about some.
     Deciding,
     Delivered,
-}
-
-/// Whether the host is to be silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pausing {
-    No,
-    Asked,
-    Paused,
 }
 
 impl State {
@@ -257,6 +251,7 @@ impl Client {
             offers: Offers::NotRequested,
             modifying: false,
             pause: Pausing::No,
+            held: Held::default(),
         };
         self.act(ClientAction::Connected(connection));
     }
@@ -399,44 +394,6 @@ impl Client {
             _ => Err(Failure::Refused(Status::FAILURE)),
         };
         self.act(ClientAction::MonitorPagesModified(result));
-    }
-
-    /// Asks the host to be silent until [`Self::resume`]. Nothing else can be asked of it meanwhile but to unload.
-    pub fn pause(&mut self) -> Result<(), ClientError> {
-        self.negotiated(&Pause {}.into())?;
-        self.post(Pause {});
-        if let State::Connected { pause, .. } = &mut self.connection {
-            *pause = Pausing::Asked;
-        }
-        Ok(())
-    }
-
-    pub(super) fn paused(&mut self) {
-        match &mut self.connection {
-            State::Connected { pause: pause @ Pausing::Asked, .. } => {
-                *pause = Pausing::Paused;
-                self.act(ClientAction::Paused);
-            }
-            State::Connected { .. }
-            | State::Disconnected
-            | State::Asking { .. }
-            | State::Contacting { .. }
-            | State::Unloading => self.fault(Fault::Unexpected { message: "PAUSE_RESPONSE" }),
-        }
-    }
-
-    /// Lets the host speak again, once it is [`ClientAction::Paused`].
-    pub fn resume(&mut self) -> Result<(), ClientError> {
-        match &mut self.connection {
-            State::Connected { pause: pause @ Pausing::Paused, .. } => *pause = Pausing::No,
-            State::Connected { .. }
-            | State::Disconnected
-            | State::Asking { .. }
-            | State::Contacting { .. }
-            | State::Unloading => return Err(ClientError::Connection("not paused")),
-        }
-        self.post(Resume {});
-        Ok(())
     }
 
     /// Connects to an hvsock service of the host.
