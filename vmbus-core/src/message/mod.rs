@@ -6,6 +6,7 @@
 //! leave out.
 
 mod layouts;
+mod user_defined;
 
 use core::fmt;
 use core::ops::Deref;
@@ -15,6 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{FeatureFlags, Version};
 
 pub use layouts::*;
+pub use user_defined::{HvsockOffer, PipeMode, UserDefined};
 
 /// The longest payload of a control message, in bytes.
 pub const MAX_PAYLOAD: usize = 240;
