@@ -39,9 +39,9 @@ pub use allocator::{AllocError, PageAllocator, SharedPages};
 pub use attach::{AttachLimits, Attaching};
 pub use base::BaseRoot;
 pub use control_area::ControlAreaError;
+pub use frame::RefusedWhat;
 pub use gpa::{GpaError, GpaSpace, GuestPages, Region};
 pub use guest_link::{ControlGuest, GuestOptions};
-pub use frame::RefusedWhat;
 pub use link::{
     Credentials, FromGuest, FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, PartitionInfo, Refusal,
     RootEnd,

@@ -86,7 +86,10 @@ fn next_piece(stream: &mut UnixStream) -> io::Result<Option<usize>> {
     let [a, b, c, d, e, f, g, h, ..] = header;
     let len = u32::from_le_bytes([e, f, g, h]) as usize;
     if u32::from_le_bytes([a, b, c, d]) != REPORT || len > PIECE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the other end is no root that answers questions"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the other end is no root that answers questions",
+        ));
     }
     Ok(Some(len))
 }
