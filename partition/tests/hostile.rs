@@ -272,7 +272,7 @@ fn offers_that_lie_are_refused() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let guest = HandMade::new(theirs);
         lie(&guest);
-        attach_all(Attaching::new(ours, "none", 1, AttachLimits::default()).unwrap()).expect_err("attached")
+        attach_all(Attaching::new(ours, "none", 1, AttachLimits::default()).unwrap()).err().expect("attached")
     };
     let control = |error| assert!(matches!(error, LinkError::ControlArea(_)), "{error}");
     for (word, value) in [(0, 7), (1, 2), (2, 0), (2, 65), (2, 64), (3, 0), (3, u32::MAX)] {
