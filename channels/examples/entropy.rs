@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::Read;
 
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session, guid,
+    Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session,
+    guid,
 };
 
 const ENTROPY: Guid = guid!("6b1d1a2e-5c6f-4f0e-9d7f-3f2b8b1f9a10");

@@ -1,12 +1,14 @@
 //! The golden vectors of the ring, both ways: what we write is these bytes, and these bytes are what we read.
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vmbus_core::memory::{PlainMemory, SharedMemory};
 use vmbus_ringbuf::{
-    CONTROL_SIZE, Consumer, ControlWord, Flat, Outgoing, OutgoingKind, PacketKind, Producer, RingMemory, TransferRange,
+    CONTROL_SIZE, Consumer, ControlWord, Flat, Outgoing, OutgoingKind, PacketKind, Producer, RingMemory,
+    TransferRange,
 };
 
 /// A ring as it lies in memory, with a data area of one page, empty at `start`.
@@ -35,10 +37,13 @@ impl Ring {
 
 /// The bytes of a golden vector.
 fn vector(name: &str) -> Vec<u8> {
-    let all: serde_json::Value =
-        serde_json::from_str(include_str!("../../vmbus-core/tests/vectors.json")).expect("the vectors are JSON");
+    let all: serde_json::Value = serde_json::from_str(include_str!("../../vmbus-core/tests/vectors.json"))
+        .expect("the vectors are JSON");
     let hex = all[name].as_str().unwrap_or_else(|| panic!("no vector {name}"));
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex digits")).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex digits"))
+        .collect()
 }
 
 /// Writes `packet` at `start` and expects the vector; puts the vector at `start` and expects `packet`.
@@ -134,8 +139,10 @@ fn rb_6_transfer_pages() {
     let mut payload = [0; 32];
     payload[0] = 107;
     payload[8..12].fill(0xff);
-    let ranges =
-        [TransferRange { byte_count: 98, byte_offset: 0 }, TransferRange { byte_count: 60, byte_offset: 0x6c0 }];
+    let ranges = [
+        TransferRange { byte_count: 98, byte_offset: 0 },
+        TransferRange { byte_count: 60, byte_offset: 0x6c0 },
+    ];
     let packet = Outgoing {
         kind: OutgoingKind::TransferPages { set_id: 0xcafe, ranges: &ranges },
         transaction_id: 0xabcd,

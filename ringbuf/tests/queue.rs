@@ -1,5 +1,10 @@
 //! The ring against a queue that cannot be wrong: whatever is written comes out, in order, once, byte for byte.
 #![cfg(not(loom))]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets an error has failed"
+)]
 
 use std::collections::VecDeque;
 
@@ -7,8 +12,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vmbus_core::memory::PlainMemory;
 use vmbus_ringbuf::{
-    CONTROL_SIZE, Consumer, Flat, GpaRange, Head, MAX_PACKET_SIZE, Outgoing, OutgoingKind, PacketKind, Pfns, PlainRing,
-    Producer, PushError, RingMemory, Signal, TransferRange, packet_size,
+    CONTROL_SIZE, Consumer, Flat, GpaRange, Head, MAX_PACKET_SIZE, Outgoing, OutgoingKind, PacketKind, Pfns,
+    PlainRing, Producer, PushError, RingMemory, Signal, TransferRange, packet_size,
 };
 
 /// A packet as both ends see it.
@@ -32,7 +37,11 @@ enum Shape {
 #[derive(Debug, Clone)]
 enum Step {
     /// Push these, then commit or drop the batch.
-    Write { packets: Vec<(Shape, u64, bool, usize)>, in_place: bool, commit: bool },
+    Write {
+        packets: Vec<(Shape, u64, bool, usize)>,
+        in_place: bool,
+        commit: bool,
+    },
     Take(usize),
     Publish,
     PublishIfDue,
@@ -257,8 +266,10 @@ fn push<R: RingMemory>(
         Shape::InBand => OutgoingKind::InBand,
         Shape::Completion => OutgoingKind::Completion,
         Shape::TransferPages(ranges) => {
-            transfer =
-                ranges.iter().map(|&(byte_count, byte_offset)| TransferRange { byte_count, byte_offset }).collect();
+            transfer = ranges
+                .iter()
+                .map(|&(byte_count, byte_offset)| TransferRange { byte_count, byte_offset })
+                .collect();
             OutgoingKind::TransferPages { set_id: 0xcafe, ranges: &transfer }
         }
         // The three ways to name pages, by what the range starts with.
@@ -269,7 +280,11 @@ fn push<R: RingMemory>(
         Shape::GpaDirect(ranges) if ranges[0].2 % 3 == 1 => {
             direct = ranges
                 .iter()
-                .map(|&(byte_count, byte_offset, first)| GpaRange { byte_count, byte_offset, pfns: Pfns::From(first) })
+                .map(|&(byte_count, byte_offset, first)| GpaRange {
+                    byte_count,
+                    byte_offset,
+                    pfns: Pfns::From(first),
+                })
                 .collect();
             OutgoingKind::GpaDirect(&direct)
         }
@@ -347,7 +362,11 @@ fn ranges_that_do_not_match_their_pages_are_refused() {
     assert_eq!(push(&[]), Err(PushError::Range), "no range at all");
     assert_eq!(push(&[range(4096, 0, Pfns::Listed(&[1, 2]))]), Err(PushError::Range), "too many pages");
     assert_eq!(push(&[range(4096, 1, Pfns::Listed(&[1]))]), Err(PushError::Range), "too few pages");
-    assert_eq!(push(&[range(16, 4096, Pfns::From(1))]), Err(PushError::Range), "offset beyond the first page");
+    assert_eq!(
+        push(&[range(16, 4096, Pfns::From(1))]),
+        Err(PushError::Range),
+        "offset beyond the first page"
+    );
     assert_eq!(push(&[range(16, 0, Pfns::From(u64::MAX))]), Err(PushError::Range), "no such page");
     assert_eq!(push(&[range(u32::MAX, 4095, Pfns::From(1))]), Err(PushError::TooLarge), "a header of 8 MiB");
     assert_eq!(push(&[range(4096, 1, Pfns::Listed(&[1, 7])), range(512, 512, Pfns::From(9))]), Ok(()));

@@ -1,4 +1,5 @@
 //! The storage conversation, packet by packet, for every version and against every disorder.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that panics has failed")]
 
 use proptest::prelude::*;
 use vmbus_core::Status;

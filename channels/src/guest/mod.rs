@@ -269,3 +269,9 @@ impl Guest {
         let _ = offers.wait_for(|offers| offers.ended).await;
     }
 }
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Guest").field("version", &self.inner.version).finish_non_exhaustive()
+    }
+}

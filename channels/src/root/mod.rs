@@ -7,6 +7,7 @@ mod policy;
 mod status;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -240,5 +241,14 @@ impl Inner {
         for inbox in lock(&self.partitions).values() {
             let _ = inbox.send(command());
         }
+    }
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Root")
+            .field("partitions", &lock(&self.inner.partitions).len())
+            .finish_non_exhaustive()
     }
 }

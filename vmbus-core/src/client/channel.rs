@@ -9,8 +9,8 @@ use super::connection::Offers;
 use super::policy::Subject;
 use super::{Answer, AskId, Client, ClientAction, ClientError, Failure, Fault, Question};
 use crate::message::{
-    CloseChannel, Message, MessageError, ModifyChannel, ModifyChannelResponse, OfferChannel, OfferFlags,
-    OpenChannel, OpenChannelResult, RelidReleased, UserDefined,
+    CloseChannel, ModifyChannel, ModifyChannelResponse, OfferChannel, OfferFlags, OpenChannel,
+    OpenChannelResult, RelidReleased, UserDefined,
 };
 use crate::{FeatureFlags, Guid, Status, Version};
 
@@ -18,8 +18,6 @@ use crate::{FeatureFlags, Guid, Status, Version};
 const LAST_RELID: u32 = 2047;
 const LAST_MONITOR: u8 = 127;
 const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
-/// Size of an offer since Win7, in bytes.
-const OFFER_SIZE: usize = 196;
 
 /// One offered channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,18 +182,14 @@ impl Channels {
 }
 
 impl Client {
-    pub(super) fn offered(&mut self, offer: &OfferChannel, len: usize) {
+    pub(super) fn offered(&mut self, offer: &OfferChannel) {
         let relid = offer.relid.get();
         let Some(connection) = self.connection() else { return };
-        if connection.version >= Version::Win7 && len < OFFER_SIZE {
-            let number = Message::from(*offer).info().number;
-            return self.fault(Fault::Malformed(MessageError::TooShort { number, len, minimum: OFFER_SIZE }));
-        }
         let initial = match self.expects_offers() {
             Some(Offers::Requested) => true,
             Some(Offers::Deciding | Offers::Delivered) => false,
             Some(Offers::NotRequested) | None => {
-                return self.fault(Fault::Unexpected { message: "OfferChannel" });
+                return self.fault(Fault::Unexpected { message: "OFFERCHANNEL" });
             }
         };
         let info = match offer_info(offer, connection.version) {
@@ -276,7 +270,7 @@ impl Client {
 
     pub(super) fn opened(&mut self, message: &OpenChannelResult) {
         let (relid, status) = (message.relid.get(), Status(message.status.get()));
-        let unexpected = Fault::UnexpectedForChannel { message: "OpenChannelResult", relid };
+        let unexpected = Fault::UnexpectedForChannel { message: "OPENCHANNEL_RESULT", relid };
         let Ok(channel) = self.channels.get_mut(relid) else { return self.fault(unexpected) };
         let State::Opening { open_id, ring_gpadl, cancelled } = channel.state else {
             return self.fault(unexpected);
@@ -349,7 +343,7 @@ impl Client {
                 self.act(ClientAction::Modified { relid, result });
             }
             Some(_) | None => {
-                self.fault(Fault::UnexpectedForChannel { message: "ModifyChannelResponse", relid });
+                self.fault(Fault::UnexpectedForChannel { message: "MODIFYCHANNEL_RESPONSE", relid });
             }
         }
     }

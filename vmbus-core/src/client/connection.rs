@@ -226,7 +226,7 @@ impl Client {
 
     pub(super) fn version_response(&mut self, response: &VersionResponse) {
         let State::Contacting { version, lowest } = self.connection else {
-            return self.fault(Fault::Unexpected { message: "VersionResponse" });
+            return self.fault(Fault::Unexpected { message: "VERSION_RESPONSE" });
         };
         if response.supported == 0 {
             return self.try_lower(version, lowest);
@@ -287,7 +287,7 @@ impl Client {
             | State::Disconnected
             | State::Asking { .. }
             | State::Contacting { .. }
-            | State::Unloading => self.fault(Fault::Unexpected { message: "AllOffersDelivered" }),
+            | State::Unloading => self.fault(Fault::Unexpected { message: "ALLOFFERS_DELIVERED" }),
         }
     }
 
@@ -386,7 +386,7 @@ impl Client {
 
     pub(super) fn connection_modified(&mut self, response: &ModifyConnectionResponse) {
         let State::Connected { modifying: modifying @ true, .. } = &mut self.connection else {
-            return self.fault(Fault::Unexpected { message: "ModifyConnectionResponse" });
+            return self.fault(Fault::Unexpected { message: "MODIFY_CONNECTION_RESPONSE" });
         };
         *modifying = false;
         let result = match response.connection_state {

@@ -125,7 +125,7 @@ impl Client {
         let status = Status(message.status.get());
         let cancelled = match self.gpadls.by_name.get(&gpadl) {
             Some((owner, State::Creating { cancelled })) if *owner == relid => *cancelled,
-            Some(_) | None => return self.unexpected_gpadl("GpadlCreated", gpadl),
+            Some(_) | None => return self.unexpected_gpadl("GPADL_CREATED", gpadl),
         };
         let result = match (status.is_success(), cancelled) {
             (true, false) => {
@@ -187,7 +187,7 @@ impl Client {
                 self.gpadls.remove(gpadl);
                 self.act(ClientAction::GpadlTorndown { gpadl });
             }
-            Some(_) | None => self.unexpected_gpadl("GpadlTorndown", gpadl),
+            Some(_) | None => self.unexpected_gpadl("GPADL_TORNDOWN", gpadl),
         }
     }
 

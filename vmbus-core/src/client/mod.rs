@@ -165,7 +165,7 @@ impl Client {
             return;
         }
         match message {
-            Message::OfferChannel(offer) => self.offered(&offer, payload.len()),
+            Message::OfferChannel(offer) => self.offered(&offer),
             Message::RescindChannelOffer(rescind) => self.rescinded(rescind.relid.get()),
             Message::AllOffersDelivered(_) => self.offers_delivered(),
             Message::OpenChannelResult(result) => self.opened(&result),

@@ -2,6 +2,7 @@
 
 use core::ops::RangeInclusive;
 
+use super::MonitorPages;
 use crate::{FeatureFlags, Version};
 
 /// Connection id of messages up to version 4.1.
@@ -9,10 +10,11 @@ pub(super) const LEGACY_CONNECTION: u32 = 1;
 /// Connection id of contacts for 5.0 and later.
 pub(super) const MULTI_CLIENT_CONNECTION: u32 = 4;
 /// Features that this server knows how to grant.
-pub(super) const IMPLEMENTED: FeatureFlags = FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS
+const IMPLEMENTED: FeatureFlags = FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS
     .union(FeatureFlags::MODIFY_CONNECTION)
     .union(FeatureFlags::CLIENT_ID)
-    .union(FeatureFlags::PAUSE_RESUME);
+    .union(FeatureFlags::PAUSE_RESUME)
+    .union(FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES);
 
 /// Settings of one server. The default speaks every version, grants every feature that is implemented and bounds
 /// everything.
@@ -26,6 +28,8 @@ pub struct ServerConfig {
     pub quotas: Quotas,
     /// Connection id for all messages after a contact for 5.0 or later. Messages are taken on ids 1, 4 and this one.
     pub message_connection_id: u32,
+    /// Monitor pages that we give to guests who ask for them; `None` refuses that feature.
+    pub monitor_pages: Option<MonitorPages>,
 }
 
 impl Default for ServerConfig {
@@ -35,11 +39,21 @@ impl Default for ServerConfig {
             features: IMPLEMENTED,
             quotas: Quotas::default(),
             message_connection_id: MULTI_CLIENT_CONNECTION,
+            monitor_pages: None,
         }
     }
 }
 
 impl ServerConfig {
+    /// Features that may be granted.
+    pub(super) fn grantable(&self) -> FeatureFlags {
+        let mut features = self.features & IMPLEMENTED;
+        if self.monitor_pages.is_none() {
+            features -= FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES;
+        }
+        features
+    }
+
     pub(super) fn takes_messages_on(&self, connection_id: u32) -> bool {
         [LEGACY_CONNECTION, MULTI_CLIENT_CONNECTION, self.message_connection_id].contains(&connection_id)
     }

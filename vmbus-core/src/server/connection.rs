@@ -33,7 +33,7 @@ pub struct Connection {
     pub message_connection_id: u32,
     /// Guest-physical address of the interrupt page, before 5.0 if the guest has one. Not checked.
     pub interrupt_page: Option<u64>,
-    /// The guest's monitor pages.
+    /// The monitor pages: the guest's, or ours where it asked for them.
     pub monitor_pages: Option<MonitorPages>,
     /// Who the guest says it is, with the client-id feature.
     pub client_id: Option<Guid>,

@@ -2,18 +2,16 @@
 
 use zerocopy::little_endian::{U16, U32, U64};
 
-use super::config::{IMPLEMENTED, LEGACY_CONNECTION, MULTI_CLIENT_CONNECTION};
+use super::config::{LEGACY_CONNECTION, MULTI_CLIENT_CONNECTION};
 use super::connection::{Connected, LOW_RESOURCES, State, Then, UNKNOWN_FAILURE};
 use super::question::Subject;
 use super::{Answer, Connection, Fault, MonitorPages, Question, Server, ServerAction};
-use crate::message::{InitiateContact, Message, MessageError, VersionResponse};
+use crate::message::{InitiateContact, Message, VersionResponse};
 use crate::{FeatureFlags, Status, Version};
 
 /// The interrupt source of the bus.
 const SINT: u8 = 2;
 const SINTS: u8 = 16;
-/// Size of a contact with a client id, in bytes.
-const WITH_CLIENT_ID: usize = 56;
 
 /// One contact, decoded.
 #[derive(Clone, Copy, Debug)]
@@ -33,17 +31,10 @@ enum Failure {
 }
 
 impl Contact {
-    /// `None` with a fault: the whole message is dropped.
-    fn new(connection_id: u32, message: &InitiateContact, len: usize) -> Result<Self, Fault> {
+    /// An error drops the whole message.
+    fn new(connection_id: u32, message: &InitiateContact) -> Result<Self, Fault> {
         let word = message.version.get();
         let version = Version::from_word(word);
-        if let Some(Version::Copper) = version
-            && message.features().contains(FeatureFlags::CLIENT_ID)
-            && len < WITH_CLIENT_ID
-        {
-            let number = Message::from(*message).info().number;
-            return Err(Fault::Malformed(MessageError::TooShort { number, len, minimum: WITH_CLIENT_ID }));
-        }
         // Interrupt source and trust level count only where a guest can know that they are looked at.
         let multi_client = connection_id == MULTI_CLIENT_CONNECTION
             && version.is_some_and(|version| version.is_multi_client());
@@ -83,8 +74,8 @@ impl Contact {
 }
 
 impl Server {
-    pub(super) fn contact(&mut self, connection_id: u32, message: &InitiateContact, len: usize) {
-        let contact = match Contact::new(connection_id, message, len) {
+    pub(super) fn contact(&mut self, connection_id: u32, message: &InitiateContact) {
+        let contact = match Contact::new(connection_id, message) {
             Ok(contact) => contact,
             Err(fault) => return self.fault(fault),
         };
@@ -132,7 +123,10 @@ impl Server {
             self.fault(fault);
             Failure::State(UNKNOWN_FAILURE)
         })?;
-        connection.features &= self.config.features & IMPLEMENTED;
+        connection.features &= self.config.grantable();
+        if connection.features.contains(FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES) {
+            connection.monitor_pages = self.config.monitor_pages;
+        }
         if connection.version.is_multi_client() {
             connection.message_connection_id = self.config.message_connection_id;
         }
@@ -182,6 +176,8 @@ impl Server {
 
 fn accepted(connection: &Connection) -> VersionResponse {
     let version = connection.version;
+    // Only the form with our own pages has room for them.
+    let pages = connection.monitor_pages;
     VersionResponse {
         supported: 1,
         connection_state: 0,
@@ -193,7 +189,7 @@ fn accepted(connection: &Connection) -> VersionResponse {
         }),
         features: U32::new(connection.features.bits()),
         padding2: U32::ZERO,
-        parent_to_child_monitor: U64::ZERO,
-        child_to_parent_monitor: U64::ZERO,
+        parent_to_child_monitor: U64::new(pages.map_or(0, |pages| pages.parent_to_child)),
+        child_to_parent_monitor: U64::new(pages.map_or(0, |pages| pages.child_to_parent)),
     }
 }

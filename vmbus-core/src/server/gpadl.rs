@@ -135,7 +135,7 @@ impl Server {
     /// A builder for a list that may begin. Faults are reported here.
     fn start_gpadl(&mut self, header: &GpadlHeader, len: usize) -> Result<GpadlBuilder, Status> {
         let (relid, gpadl) = (header.relid.get(), header.gpadl.get());
-        self.visible("GpadlHeader", relid).ok_or(Status::INVALID_PARAMETER)?;
+        self.visible("GPADL_HEADER", relid).ok_or(Status::INVALID_PARAMETER)?;
         let taken = self.gpadls.lists.contains_key(&(relid, gpadl));
         if gpadl == 0 || taken || self.gpadls.half_built.contains_key(&gpadl) {
             self.fault(Fault::GpadlNameTaken { relid, gpadl });
@@ -167,7 +167,7 @@ impl Server {
         let Some((relid, List::HalfBuilt(builder))) =
             relid.and_then(|relid| Some((relid, self.gpadls.remove(relid, gpadl)?)))
         else {
-            return self.fault(Fault::UnknownGpadl { message: "GpadlBody", gpadl });
+            return self.fault(Fault::UnknownGpadl { message: "GPADL_BODY", gpadl });
         };
         let limit = self.config.quotas.half_built_words;
         let others = self.gpadls.half_built_words();
@@ -204,7 +204,7 @@ impl Server {
             self.over_quota(Quota::Pages, quotas.pages);
             return Err(Status::INSUFFICIENT_RESOURCES);
         }
-        let device = self.visible("GpadlHeader", relid).ok_or(Status::INVALID_PARAMETER)?;
+        let device = self.visible("GPADL_HEADER", relid).ok_or(Status::INVALID_PARAMETER)?;
         let offered = self.channels.get(device).is_some_and(|channel| channel.shown == Shown::Offered);
         if !offered {
             // Rescinded: the guest is only cleaning up, and no device gets the pages.
@@ -240,7 +240,7 @@ impl Server {
     }
 
     pub(super) fn gpadl_teardown(&mut self, relid: u32, gpadl: u32) {
-        let Some(device) = self.visible("GpadlTeardown", relid) else { return };
+        let Some(device) = self.visible("GPADL_TEARDOWN", relid) else { return };
         match self.gpadls.lists.get_mut(&(relid, gpadl)) {
             Some(List::Built { known: known @ Known::Accepted, custody, .. }) => {
                 *known = Known::TearingDown;
@@ -251,7 +251,7 @@ impl Server {
                 }
             }
             Some(List::Built { .. } | List::HalfBuilt(_) | List::Asked { .. }) | None => {
-                self.fault(Fault::UnknownGpadl { message: "GpadlTeardown", gpadl });
+                self.fault(Fault::UnknownGpadl { message: "GPADL_TEARDOWN", gpadl });
             }
         }
     }

@@ -272,7 +272,7 @@ impl Server {
             return self.fault(fault);
         }
         match message {
-            Message::InitiateContact(contact) => self.contact(connection_id, &contact, payload.len()),
+            Message::InitiateContact(contact) => self.contact(connection_id, &contact),
             Message::Unload(_) => self.unload(),
             Message::RequestOffers(_) => self.request_offers(),
             Message::OpenChannel(request) => self.open(&request),

@@ -195,7 +195,7 @@ impl Server {
     }
 
     pub(super) fn relid_released(&mut self, relid: u32) {
-        let Some(device) = self.visible("RelidReleased", relid) else { return };
+        let Some(device) = self.visible("RELID_RELEASED", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
         let releasable = match (channel.shown, &channel.serving) {
             (Shown::Offered, Serving::Idle | Serving::Closing { reopen: None, .. }) => true,
@@ -204,7 +204,7 @@ impl Server {
             (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => false,
         };
         if !releasable {
-            return self.wrong_state("RelidReleased", device);
+            return self.wrong_state("RELID_RELEASED", device);
         }
         channel.shown = match channel.shown {
             // Its device is back already.
@@ -253,21 +253,28 @@ impl Server {
             }
             Shown::Hidden => {
                 let withdrawn = channel.withdrawn;
-                self.free_relid(device);
+                let freed = self.channels.free_relid(device);
                 if withdrawn {
                     self.channels.remove(device);
                     self.act(ServerAction::Released { device });
+                }
+                if freed {
+                    self.show_next_waiting();
                 }
             }
             Shown::Proposed(_) | Shown::Offered | Shown::Revoked => {}
         }
     }
 
-    /// Gives a channel id back, and to the first device that waits for one.
     fn free_relid(&mut self, device: DeviceKey) {
-        if self.channels.free_relid(device)
-            && let Some(next) = self.channels.next_waiting()
-        {
+        if self.channels.free_relid(device) {
+            self.show_next_waiting();
+        }
+    }
+
+    /// A channel id is free: for the first device that waits for one.
+    fn show_next_waiting(&mut self) {
+        if let Some(next) = self.channels.next_waiting() {
             self.show(next);
         }
     }

@@ -23,7 +23,7 @@ const SINTS: u32 = 16;
 impl Server {
     pub(super) fn open(&mut self, request: &OpenChannel) {
         let relid = request.relid.get();
-        let Some(device) = self.visible("OpenChannel", relid) else { return };
+        let Some(device) = self.visible("OPENCHANNEL", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
         match (channel.shown, &mut channel.serving) {
             (Shown::Offered, Serving::Idle) => self.start_open(device, Box::new(*request)),
@@ -31,7 +31,7 @@ impl Server {
                 // CLOSE has no answer, so a guest may send the next OPEN before the device is done.
                 *reopen = Some(Box::new(*request));
             }
-            (Shown::Offered, _) => self.wrong_state("OpenChannel", device),
+            (Shown::Offered, _) => self.wrong_state("OPENCHANNEL", device),
             // The guest sees RESCIND instead of a result. `visible` excludes the others.
             (
                 Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
@@ -159,11 +159,11 @@ impl Server {
     }
 
     pub(super) fn close(&mut self, relid: u32) {
-        let Some(device) = self.visible("CloseChannel", relid) else { return };
+        let Some(device) = self.visible("CLOSECHANNEL", relid) else { return };
         let Some(channel) = self.channels.get(device) else { return };
         match (channel.shown, &channel.serving) {
             (Shown::Offered, Serving::Open(_)) => self.stop_serving(device),
-            (Shown::Offered, _) => self.wrong_state("CloseChannel", device),
+            (Shown::Offered, _) => self.wrong_state("CLOSECHANNEL", device),
             (
                 Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
                 _,
@@ -215,7 +215,7 @@ impl Server {
     }
 
     pub(super) fn modify(&mut self, relid: u32, vp: u32) {
-        let Some(device) = self.visible("ModifyChannel", relid) else { return };
+        let Some(device) = self.visible("MODIFYCHANNEL", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
         let status = match (channel.shown, &mut channel.serving) {
             (Shown::Offered, Serving::Open(request)) => {
@@ -224,7 +224,7 @@ impl Server {
                 Status::SUCCESS
             }
             (Shown::Offered, _) => {
-                self.wrong_state("ModifyChannel", device);
+                self.wrong_state("MODIFYCHANNEL", device);
                 Status::INVALID_DEVICE_STATE
             }
             // RESCIND wakes whoever waits.
@@ -258,8 +258,8 @@ impl Server {
 
     /// None is ever open.
     pub(super) fn close_reserved(&mut self, request: &CloseReservedChannel) {
-        if let Some(device) = self.visible("CloseReservedChannel", request.relid.get()) {
-            self.wrong_state("CloseReservedChannel", device);
+        if let Some(device) = self.visible("CLOSE_RESERVED_CHANNEL", request.relid.get()) {
+            self.wrong_state("CLOSE_RESERVED_CHANNEL", device);
         }
     }
 

@@ -14,7 +14,7 @@ pub use packet::{
     Event, Notice, OfferProperties, Operation, Packet, PacketError, PacketFlags, Properties, PropertyFlags,
     Request, WorldWideNames,
 };
-pub use srb::{Address, DataDirection, Outcome, ScsiStatus, Srb, SrbError, SrbFlags, SrbStatus};
+pub use srb::{Address, DataDirection, Outcome, ScsiStatus, Srb, SrbFlags, SrbStatus};
 pub use version::Version;
 
 /// Class of a synthetic SCSI controller.

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
 use super::Version;
-use super::scsi::{Cdb, Sense};
+use super::scsi::{Cdb, CdbError, Command, Sense};
 use crate::Status;
 use crate::wire::{open_values, wire_struct};
 
@@ -72,14 +72,6 @@ pub enum DataDirection {
     FromDevice,
     /// No data, or the guest does not say: the device may write the buffer.
     Unspecified,
-}
-
-/// Why an SRB cannot be run. Always the guest's fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SrbError {
-    /// The command is longer than its field.
-    #[error("command of {0} bytes where 16 are there")]
-    CommandTooLong(u8),
 }
 
 /// How a command ended.
@@ -161,9 +153,16 @@ impl Srb {
     }
 
     /// The command of a request.
-    pub fn cdb(&self) -> Result<&[u8], SrbError> {
+    #[inline]
+    pub fn command(&self) -> Result<Command, CdbError> {
+        let (field, _) = self.cdb_or_sense.split_first_chunk().ok_or(CdbError::Empty)?;
+        Command::parse_field(field, self.cdb_length)
+    }
+
+    /// The bytes of a request's command. A length beyond their field is the guest's fault.
+    pub fn cdb(&self) -> Result<&[u8], CdbError> {
         let cdb = &self.cdb_or_sense[..Self::CDB_ROOM];
-        cdb.get(..usize::from(self.cdb_length)).ok_or(SrbError::CommandTooLong(self.cdb_length))
+        cdb.get(..usize::from(self.cdb_length)).ok_or(CdbError::TooLong(self.cdb_length))
     }
 
     /// Which way data moves.
@@ -391,9 +390,16 @@ mod tests {
     #[test]
     fn a_command_length_beyond_its_field_is_refused() {
         let srb = Srb { cdb_length: 17, ..Srb::default() };
-        assert_eq!(srb.cdb(), Err(SrbError::CommandTooLong(17)));
+        assert_eq!(srb.cdb(), Err(CdbError::TooLong(17)));
+        assert_eq!(srb.command(), Err(CdbError::TooLong(17)));
         assert_eq!(Srb { cdb_length: 16, ..srb }.cdb(), Ok([0; 16].as_slice()));
         assert_eq!(Srb { cdb_length: 0, ..srb }.cdb(), Ok([].as_slice()));
+    }
+
+    #[test]
+    fn bits_beside_the_status_do_not_hide_it() {
+        let answer = Srb { srb_status: 0xc4, ..Srb::default() };
+        assert_eq!(answer.srb_status(), SrbStatus::ERROR);
     }
 
     #[test]

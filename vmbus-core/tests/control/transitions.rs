@@ -79,7 +79,7 @@ fn opening_open() {
 fn opening_close() {
     let mut root = Root::opening();
     assert_eq!(root.close(1), FAULT);
-    assert_eq!(root.faults[0].to_string(), "the guest sent CloseChannel for channel 1, which is opening");
+    assert_eq!(root.faults[0].to_string(), "the guest sent CLOSECHANNEL for channel 1, which is opening");
     assert_eq!(root.state(), Opening);
 }
 

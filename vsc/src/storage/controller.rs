@@ -49,7 +49,8 @@ impl Controller {
         ask(&channel, "BEGIN_INITIALIZATION", &Request::BeginInitialization, Packet::MAX_SIZE).await?;
         let version = agree(&channel).await?;
         let size = version.packet_size();
-        let properties = ask(&channel, "QUERY_PROPERTIES", &Request::QueryProperties, size).await?.properties()?;
+        let properties =
+            ask(&channel, "QUERY_PROPERTIES", &Request::QueryProperties, size).await?.properties()?;
         ask(&channel, "END_INITIALIZATION", &Request::EndInitialization, size).await?;
         let longest_transfer = longest_transfer(&properties);
         Ok(Self { inner: Arc::new(Inner { guest: guest.clone(), channel, version, longest_transfer }) })

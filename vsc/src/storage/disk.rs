@@ -3,14 +3,12 @@
 use vmbus_channels::{Buffer, BufferRange, Guest};
 use vmbus_core::memory::SharedMemory;
 use vmbus_core::storage::scsi::{
-    BlockRange, CachingPage, Capacity16, CdbForm, Command, ModeParameters, StandardInquiry, UnmapDescriptor, emit_unmap,
+    BlockRange, CachingPage, Capacity16, CdbForm, Command, ModeParameters, StandardInquiry, UnmapDescriptor,
 };
 
 use super::controller::Controller;
 use super::{DiskError, DiskQueue};
 
-/// Device-specific bit of MODE SENSE: write protected.
-const WRITE_PROTECTED: u8 = 0x80;
 /// Most sectors that one UNMAP descriptor names.
 const UNMAP_SECTORS: u64 = 1 << 31;
 
@@ -75,7 +73,7 @@ impl Disk {
             sectors,
             sector_size,
             read_only: is_read_only(controller, lun).await?,
-            discards: capacity.is_thin(),
+            discards: capacity.provisioning_and_alignment.get() & Capacity16::PROVISIONED != 0,
         };
         Ok(Self { controller: controller.clone(), lun, info })
     }
@@ -157,7 +155,8 @@ impl Disk {
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn flush(&self) -> Result<(), DiskError> {
-        let outcome = self.controller.run(self.lun, &Command::SynchronizeCache(BlockRange::new(0, 0)), None).await?;
+        let outcome =
+            self.controller.run(self.lun, &Command::SynchronizeCache(BlockRange::new(0, 0)), None).await?;
         DiskError::check("SYNCHRONIZE CACHE", outcome).map(drop)
     }
 
@@ -174,7 +173,12 @@ impl Disk {
         let (mut lba, mut left) = (offset / sector, len / sector);
         while left > 0 {
             let blocks = left.min(UNMAP_SECTORS);
-            let list = emit_unmap(&[UnmapDescriptor::new(lba, u32::try_from(blocks).unwrap_or(u32::MAX))]);
+            let descriptor = UnmapDescriptor {
+                lba: lba.into(),
+                blocks: u32::try_from(blocks).unwrap_or(u32::MAX).into(),
+                ..UnmapDescriptor::default()
+            };
+            let list = UnmapDescriptor::emit_list(&[descriptor]).ok_or(DiskError::Answer("UNMAP"))?;
             let buffer = self.buffer(list.len())?;
             buffer.write(0, &list)?;
             let length = u16::try_from(list.len()).unwrap_or(u16::MAX);
@@ -199,7 +203,8 @@ impl Disk {
         while left > 0 {
             let blocks = u32::try_from(left.min(UNMAP_SECTORS)).unwrap_or(u32::MAX);
             let range = BlockRange { form: CdbForm::Sixteen, ..BlockRange::new(lba, blocks) };
-            let outcome = self.controller.run(self.lun, &Command::WriteSame(range), Some(zeros.range(..))).await?;
+            let outcome =
+                self.controller.run(self.lun, &Command::WriteSame(range), Some(zeros.range(..))).await?;
             DiskError::check("WRITE SAME", outcome)?;
             (lba, left) = (lba + u64::from(blocks), left - u64::from(blocks));
         }
@@ -339,5 +344,5 @@ async fn is_read_only(controller: &Controller, lun: u8) -> Result<bool, DiskErro
     };
     let answer = controller.query("MODE SENSE", lun, &command, 64).await?;
     let parameters = ModeParameters::parse(CdbForm::Six, &answer).ok_or(DiskError::Answer("MODE SENSE"))?;
-    Ok(parameters.device_specific & WRITE_PROTECTED != 0)
+    Ok(parameters.device_specific & ModeParameters::WRITE_PROTECTED != 0)
 }

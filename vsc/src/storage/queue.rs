@@ -4,9 +4,9 @@ use vmbus_channels::{BlockingChannel, BufferRange, Reply, Spin, Tagged};
 use vmbus_core::storage::Version;
 use vmbus_core::storage::scsi::{BlockRange, Command};
 
+use super::DiskError;
 use super::controller::{command_packet, parse_outcome};
 use super::disk::{DiskInfo, blocks};
-use super::DiskError;
 
 /// One request to a disk.
 #[derive(Clone, Debug)]

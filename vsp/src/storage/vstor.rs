@@ -293,7 +293,7 @@ impl Vstor {
 fn malformed(error: &PacketError) -> Status {
     match error {
         PacketError::NotARequest(_) => Status::INVALID_DEVICE_REQUEST,
-        PacketError::TooShort { .. } | PacketError::Srb(_) => Status::INVALID_PARAMETER,
+        PacketError::TooShort { .. } => Status::INVALID_PARAMETER,
     }
 }
 

@@ -10,8 +10,9 @@ use vmbus_core::guid;
 use vmbus_core::storage::scsi::{Command, Sense};
 use vmbus_core::storage::{Address, DataDirection, Outcome, ScsiStatus, Srb, SrbStatus, Version};
 use vmbus_partition::{GpaSpace, GuestPages, Mapping, Region};
-use vmbus_vsp::storage::backend::{Backend, Durability, Geometry, Memory, WriteCache};
-use vmbus_vsp::storage::{Execution, Identity, Lun, Target, Units};
+use vmbus_vsp::storage::{
+    Backend, Durability, Execution, Geometry, Identity, Lun, Memory, Target, Units, WriteCache,
+};
 
 pub(crate) const DISK: Address = Address { path: 0, target: 0, lun: 0 };
 pub(crate) const BUFFER: usize = 1 << 20;
@@ -30,7 +31,7 @@ pub(crate) fn identity() -> Identity {
 
 impl World {
     pub(crate) fn new(backend: impl Backend) -> Self {
-        let lun = Arc::new(Lun::new(identity(), backend).unwrap());
+        let lun = Arc::new(Lun::new(backend).with_identity(identity()));
         let units = Units::default();
         assert!(units.add(0, Arc::clone(&lun)));
         let target = Target::new(&units);

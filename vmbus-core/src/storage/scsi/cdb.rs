@@ -87,7 +87,7 @@ pub enum CdbError {
     /// There is no opcode.
     #[error("empty command")]
     Empty,
-    /// The opcode has no [`Command`]. The guest's fault.
+    /// The opcode has no [`Command`](super::Command). The guest's fault.
     #[error("unknown command {0}")]
     UnknownOpcode(Opcode),
     /// The command is shorter than its opcode says. The guest's fault.
@@ -96,10 +96,13 @@ pub enum CdbError {
         /// The opcode.
         opcode: Opcode,
         /// Bytes there.
-        len: usize,
+        len: u8,
         /// Bytes needed.
         needed: u8,
     },
+    /// More bytes than the longest command has. The guest's fault.
+    #[error("command of {0} bytes, at most 16 are possible")]
+    TooLong(u8),
     /// The opcode has no such service action here. The guest's fault.
     #[error("command {opcode} with unknown service action {action:#04x}")]
     UnknownServiceAction {
@@ -108,7 +111,7 @@ pub enum CdbError {
         /// The service action.
         action: u8,
     },
-    /// A field is too large for the command's form. The fault of whoever made the [`Command`].
+    /// A field is too large for the command's form. The fault of whoever made the [`Command`](super::Command).
     #[error("a field does not fit into a command of {} bytes", .0.size())]
     DoesNotFit(CdbForm),
 }
@@ -118,9 +121,10 @@ impl CdbError {
     pub const fn failure(&self) -> Failure {
         match self {
             Self::Empty | Self::UnknownOpcode(_) => Failure::UnknownOpcode,
-            Self::TooShort { .. } | Self::UnknownServiceAction { .. } | Self::DoesNotFit(_) => {
-                Failure::InvalidField
-            }
+            Self::TooShort { .. }
+            | Self::TooLong(_)
+            | Self::UnknownServiceAction { .. }
+            | Self::DoesNotFit(_) => Failure::InvalidField,
         }
     }
 }

@@ -162,22 +162,32 @@ impl Command {
     pub const CMDDT: u8 = 0x02;
 
     /// Reads a command. Bytes beyond its length are ignored.
-    #[inline]
     pub fn parse(cdb: &[u8]) -> Result<Self, CdbError> {
-        let opcode = Opcode(*cdb.first().ok_or(CdbError::Empty)?);
-        let form = match (opcode.name(), opcode.form()) {
-            (Some(_), Some(form)) => form,
-            (None, _) | (_, None) => return Err(CdbError::UnknownOpcode(opcode)),
-        };
-        if cdb.len() < usize::from(form.size()) {
-            return Err(CdbError::TooShort { opcode, len: cdb.len(), needed: form.size() });
-        }
-        let mut b = [0; 16];
-        let len = cdb.len().min(16);
-        b[..len].copy_from_slice(&cdb[..len]);
-        Self::from_parts(opcode, form, &b)
+        let mut field = [0; 16];
+        let len = cdb.len().min(field.len());
+        field[..len].copy_from_slice(&cdb[..len]);
+        Self::parse_field(&field, u8::try_from(len).unwrap_or(u8::MAX))
     }
 
+    /// Reads a command from the field of an SRB, of which `len` bytes are the command.
+    #[inline]
+    pub fn parse_field(field: &[u8; 16], len: u8) -> Result<Self, CdbError> {
+        if len == 0 {
+            return Err(CdbError::Empty);
+        }
+        if usize::from(len) > field.len() {
+            return Err(CdbError::TooLong(len));
+        }
+        let opcode = Opcode(field[0]);
+        let form = opcode.form().ok_or(CdbError::UnknownOpcode(opcode))?;
+        let command = Self::from_parts(opcode, form, field)?;
+        if len < form.size() {
+            return Err(CdbError::TooShort { opcode, len, needed: form.size() });
+        }
+        Ok(command)
+    }
+
+    #[inline]
     fn from_parts(opcode: Opcode, form: CdbForm, b: &[u8; 16]) -> Result<Self, CdbError> {
         let bit = |byte: usize, bit: u8| b[byte] >> bit & 1 == 1;
         let blocks = || BlockRange::read(form, b);

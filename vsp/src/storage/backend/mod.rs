@@ -5,6 +5,7 @@
 //! flushes behind earlier writes and turns I/O errors into sense data. Offsets and lengths are in bytes, always
 //! multiples of the logical sector, and always within the geometry.
 
+mod identity;
 mod image;
 mod lock;
 mod memory;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use vmbus_partition::GuestPages;
 
+pub use identity::Identity;
 pub use memory::Memory;
 pub use raw_file::{OpenError, RawFile, RawFileOptions};
 
@@ -84,6 +86,12 @@ impl Geometry {
 pub trait Backend: Send + Sync + 'static {
     /// Shape and abilities; everything but `sectors` stays the same while the backend lives.
     fn geometry(&self) -> Geometry;
+
+    /// What the disk is called where nobody gives it another name. Without this a name that no other disk has, and
+    /// that ends with the process.
+    fn identity(&self) -> Identity {
+        Identity::made_up()
+    }
 
     /// Reads `into.len()` bytes from `offset` without blocking, or gives `None`.
     fn try_read(&self, offset: u64, into: &GuestPages) -> Option<io::Result<()>> {

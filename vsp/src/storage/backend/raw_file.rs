@@ -14,7 +14,7 @@ use vmbus_partition::GuestPages;
 
 use super::image::{Image, Medium};
 use super::lock::lock;
-use super::{Access, Backend, Durability, Geometry, WriteCache};
+use super::{Access, Backend, Durability, Geometry, Identity, WriteCache};
 
 /// A raw image: byte N of the file is byte N of the disk.
 ///
@@ -25,6 +25,7 @@ use super::{Access, Backend, Durability, Geometry, WriteCache};
 pub struct RawFile {
     image: Arc<Image<File>>,
     geometry: Geometry,
+    identity: Identity,
 }
 
 /// How to open a [`RawFile`].
@@ -94,11 +95,22 @@ pub enum OpenError {
 }
 
 impl RawFile {
+    /// Opens and locks the image at `path`, with sectors of 512 bytes.
+    ///
+    /// # Errors
+    /// As [`RawFile::open_with`].
+    pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self, OpenError> {
+        Self::open_with(path, RawFileOptions { access, ..RawFileOptions::default() })
+    }
+
     /// Opens and locks the image at `path`.
     ///
     /// A size that is no multiple of the sector is rounded down: the bytes of the broken last sector stay in the
     /// file and are not part of the disk.
-    pub fn open(path: impl AsRef<Path>, options: RawFileOptions) -> Result<Self, OpenError> {
+    ///
+    /// # Errors
+    /// [`OpenError`] says what to do about each.
+    pub fn open_with(path: impl AsRef<Path>, options: RawFileOptions) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let cannot = |source| OpenError::Open { path: path.to_owned(), source };
         if !matches!(options.logical_sector, 512 | 4096) {
@@ -158,7 +170,8 @@ impl RawFile {
             }
             Ok(_) | Err(_) => Medium::Disk,
         };
-        Ok(Self { image: Arc::new(Image::new(file, medium)), geometry })
+        let identity = Identity::of_file(&metadata);
+        Ok(Self { image: Arc::new(Image::new(file, medium)), geometry, identity })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -174,6 +187,10 @@ impl RawFile {
 impl Backend for RawFile {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity.clone()
     }
 
     fn try_read(&self, offset: u64, into: &GuestPages) -> Option<io::Result<()>> {
@@ -253,31 +270,37 @@ mod tests {
         file
     }
 
-    fn read_only() -> RawFileOptions {
-        RawFileOptions { access: Access::ReadOnly, ..RawFileOptions::default() }
-    }
-
     #[test]
     fn the_second_writer_is_refused_and_told_so_until_the_first_has_gone() {
         let file = image(1 << 20);
-        let first = RawFile::open(file.path(), RawFileOptions::default()).unwrap();
-        let refused = RawFile::open(file.path(), RawFileOptions::default()).unwrap_err();
+        let first = RawFile::open(file.path(), Access::ReadWrite).unwrap();
+        let refused = RawFile::open(file.path(), Access::ReadWrite).unwrap_err();
         assert!(matches!(refused, OpenError::InUse { .. }));
         assert!(refused.to_string().contains("is in use"), "{refused}");
-        assert!(matches!(RawFile::open(file.path(), read_only()), Err(OpenError::InUse { .. })));
+        assert!(matches!(RawFile::open(file.path(), Access::ReadOnly), Err(OpenError::InUse { .. })));
         drop(first);
-        RawFile::open(file.path(), RawFileOptions::default()).unwrap();
+        RawFile::open(file.path(), Access::ReadWrite).unwrap();
     }
 
     #[test]
     fn readers_share_an_image_and_keep_writers_off() {
         let file = image(1 << 20);
-        let readers = [(); 2].map(|()| RawFile::open(file.path(), read_only()).unwrap());
+        let readers = [(); 2].map(|()| RawFile::open(file.path(), Access::ReadOnly).unwrap());
         assert_eq!(readers[1].geometry().access, Access::ReadOnly);
-        assert!(matches!(
-            RawFile::open(file.path(), RawFileOptions::default()),
-            Err(OpenError::InUse { .. })
-        ));
+        assert!(matches!(RawFile::open(file.path(), Access::ReadWrite), Err(OpenError::InUse { .. })));
+    }
+
+    #[test]
+    fn an_image_is_the_same_disk_after_a_rename_and_a_copy_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let [here, there, copy] = ["here", "there", "copy"].map(|name| directory.path().join(name));
+        fs::write(&here, [0; 4096]).unwrap();
+        let identity = |path| RawFile::open(path, Access::ReadOnly).unwrap().identity();
+        let before = identity(&here);
+        fs::copy(&here, &copy).unwrap();
+        fs::rename(&here, &there).unwrap();
+        assert_eq!(identity(&there), before);
+        assert_ne!(identity(&copy), before);
     }
 
     #[test]
@@ -285,32 +308,36 @@ mod tests {
         for (size, sector, sectors) in [(1024, 512, 2), (1535, 512, 2), (1536, 512, 3), (8191, 4096, 1)] {
             let file = image(size);
             let options = RawFileOptions { logical_sector: sector, ..RawFileOptions::default() };
-            assert_eq!(RawFile::open(file.path(), options).unwrap().geometry().sectors, sectors, "{size}");
+            assert_eq!(
+                RawFile::open_with(file.path(), options).unwrap().geometry().sectors,
+                sectors,
+                "{size}"
+            );
         }
         let tiny = image(511);
         assert!(matches!(
-            RawFile::open(tiny.path(), RawFileOptions::default()),
+            RawFile::open(tiny.path(), Access::ReadWrite),
             Err(OpenError::TooSmall { sector: 512, .. })
         ));
         let odd = RawFileOptions { logical_sector: 520, ..RawFileOptions::default() };
-        assert!(matches!(RawFile::open(tiny.path(), odd), Err(OpenError::SectorSize { .. })));
+        assert!(matches!(RawFile::open_with(tiny.path(), odd), Err(OpenError::SectorSize { .. })));
     }
 
     #[test]
     fn what_is_no_disk_is_refused_without_hanging() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(RawFile::open(directory.path(), read_only()), Err(OpenError::NotADisk { .. })));
+        assert!(matches!(RawFile::open(directory.path(), Access::ReadOnly), Err(OpenError::NotADisk { .. })));
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(RawFile::open(&fifo, read_only()), Err(OpenError::NotADisk { .. })));
-        let missing = RawFile::open(directory.path().join("missing"), RawFileOptions::default()).unwrap_err();
+        assert!(matches!(RawFile::open(&fifo, Access::ReadOnly), Err(OpenError::NotADisk { .. })));
+        let missing = RawFile::open(directory.path().join("missing"), Access::ReadWrite).unwrap_err();
         assert!(missing.to_string().contains("missing"), "{missing}");
     }
 
     #[tokio::test]
     async fn bytes_go_to_the_same_place_of_the_file_and_holes_read_as_zeroes() {
         let file = image(1 << 20);
-        let disk = RawFile::open(file.path(), RawFileOptions::default()).unwrap();
+        let disk = RawFile::open(file.path(), Access::ReadWrite).unwrap();
         let scratch = Scratch::new(8192).unwrap();
         scratch.mapping().write(0, &[0xa5; 8192]);
         disk.write(4096, scratch.pages(8192).unwrap(), Durability::Stable).await.unwrap();

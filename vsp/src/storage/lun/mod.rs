@@ -13,33 +13,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vmbus_core::Guid;
 use vmbus_core::storage::Outcome;
 use vmbus_core::storage::scsi::{BlockRange, Command, Failure};
 
-use super::backend::{Backend, Durability, Geometry};
+use super::backend::{Backend, Durability, Geometry, Identity};
 use super::data::Data;
 use super::in_flight::InFlight;
 use provisioning::SameMode;
 use report::request_sense;
 pub(super) use report::{inquire_nothing, report_luns};
-
-/// What a disk says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Names this disk among all disks there are, for as long as its bytes exist: guests build stable device names
-    /// from it.
-    pub disk: Guid,
-    /// Serial number, printable ASCII; other characters and those after the 64th are left out.
-    pub serial: String,
-}
-
-impl Identity {
-    /// The identity of a disk without a serial number of its own: its GUID is that, too.
-    pub fn of(disk: Guid) -> Self {
-        Self { disk, serial: disk.to_string() }
-    }
-}
 
 /// A disk: a backend and what SCSI adds to it. One `Lun` may be attached to several controllers.
 pub struct Lun {
@@ -57,7 +39,7 @@ pub struct Lun {
     failures: AtomicU64,
 }
 
-/// Why a backend cannot be a disk. The fault of whoever wrote the backend.
+/// Why a geometry is not that of a disk. The fault of whoever wrote the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LunError {
     /// The logical sector is neither 512 nor 4096 bytes.
@@ -94,19 +76,30 @@ pub struct Nexus {
 
 impl Lun {
     /// A disk over `backend`.
-    pub fn new(identity: Identity, backend: impl Backend) -> Result<Self, LunError> {
+    ///
+    /// # Panics
+    /// If the backend's geometry is none, see [`LunError`]: a fault of the backend's author.
+    pub fn new(backend: impl Backend) -> Self {
         let geometry = backend.geometry();
-        check(&geometry)?;
-        Ok(Self {
+        if let Err(error) = check(&geometry) {
+            panic!("{error}");
+        }
+        Self {
+            identity: backend.identity(),
             backend: Box::new(backend),
-            identity,
             geometry,
             sector_shift: geometry.logical_sector.trailing_zeros(),
             sectors: AtomicU64::new(geometry.sectors),
             resizes: AtomicU64::new(0),
             writes: Arc::default(),
             failures: AtomicU64::new(0),
-        })
+        }
+    }
+
+    /// The same disk with another identity than its backend gives it.
+    pub fn with_identity(mut self, identity: Identity) -> Self {
+        self.identity = identity;
+        self
     }
 
     /// What the disk says of itself.
@@ -132,6 +125,11 @@ impl Lun {
             self.resizes.fetch_add(1, Ordering::AcqRel);
         }
         Ok(())
+    }
+
+    /// Ends when the writes that are under way now have landed.
+    pub async fn settled(&self) {
+        self.writes.earlier().await;
     }
 
     /// A guest's new connection to this disk.

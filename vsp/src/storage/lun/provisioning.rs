@@ -4,9 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use vmbus_core::memory::SharedMemory;
-use vmbus_core::storage::scsi::{BlockRange, CdbForm, Failure};
+use vmbus_core::storage::scsi::{BlockRange, CdbForm, Failure, UnmapDescriptor};
 
-use super::report::MAX_UNMAP_DESCRIPTORS;
 use super::transfer::Extent;
 use super::{Execution, Lun};
 use crate::storage::backend::{Access, Durability};
@@ -72,27 +71,9 @@ impl Lun {
 
     /// The parts of the disk that an UNMAP parameter list names. All are checked before any is touched.
     fn unmap_extents(&self, list: &[u8]) -> Result<Vec<Extent>, Failure> {
-        if list.is_empty() {
-            return Ok(Vec::new());
-        }
-        let Some((head, rest)) = list.split_first_chunk::<8>() else {
-            return Err(Failure::ParameterListLength);
-        };
-        let [l0, l1, d0, d1, ..] = *head;
-        let (stated, descriptors) = (u16::from_be_bytes([l0, l1]), u16::from_be_bytes([d0, d1]));
-        if usize::from(stated) + 2 > list.len() || usize::from(descriptors) > rest.len() {
-            return Err(Failure::ParameterListLength);
-        }
-        let descriptors = &rest[..usize::from(descriptors / 16 * 16)];
-        if descriptors.len() / 16 > usize::from(MAX_UNMAP_DESCRIPTORS) {
-            return Err(Failure::InvalidParameter);
-        }
-        let extents = descriptors.chunks_exact(16).map(|descriptor| {
-            let (mut lba, mut blocks) = ([0; 8], [0; 4]);
-            lba.copy_from_slice(&descriptor[..8]);
-            blocks.copy_from_slice(&descriptor[8..12]);
-            self.extent(u64::from_be_bytes(lba), u32::from_be_bytes(blocks).into())
-        });
+        let named = UnmapDescriptor::parse_list(list)?.iter();
+        let extents =
+            named.map(|descriptor| self.extent(descriptor.lba.get(), descriptor.blocks.get().into()));
         extents.filter(|extent| !extent.is_ok_and(|extent| extent.length == 0)).collect()
     }
 
