@@ -47,6 +47,26 @@ fn memory_of_another_domain_is_a_file_of_its_own_and_known_before_a_message_spea
 }
 
 #[test]
+fn a_domain_is_given_up_when_nobody_uses_it() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let guest = std::thread::spawn(move || attach::attach(theirs, &common::options()).unwrap());
+    let root = attach_all(Attaching::new(ours, "none", 1, AttachLimits::default()).unwrap()).unwrap();
+    let (guest, mut root) = (guest.join().unwrap(), RootSide::new(root));
+    let pages = guest.allocate(3, 4096).unwrap();
+    assert!(guest.release_domain(3).is_err());
+    root.look().unwrap();
+    let held = root.end.memory().span(pages.gpa(), 4096).unwrap();
+    drop(pages);
+    guest.release_domain(3).unwrap();
+    assert!(guest.release_domain(3).is_err() && guest.release_domain(0).is_err());
+    root.look().unwrap();
+    assert_eq!(root.events, [FromGuest::MemoryChanged, FromGuest::MemoryChanged]);
+    assert_eq!(root.end.memory().regions().len(), 1);
+    held.write(0, b"still there for who uses it").unwrap();
+    assert_eq!(guest.allocate(3, 4096).unwrap().domain(), 3, "it can come back");
+}
+
+#[test]
 fn a_reason_comes_before_the_message_that_refuses() {
     for (root, guest) in [common::over_socket(), common::in_process()] {
         let mut guest = GuestSide::new(guest);
