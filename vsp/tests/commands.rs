@@ -56,6 +56,7 @@ fn vital_product_data_are_the_pages_of_the_standard() {
     let mut limits = vector("ST-24");
     limits[4] = 1; // unlike the vector's disk, ours refuses WRITE SAME of no blocks
     limits[26..28].copy_from_slice(&[0x0f, 0xff]); // and does not claim more descriptors than a list can hold
+    limits[40..44].copy_from_slice(&[0xff; 4]); // but more of WRITE SAME
     assert_eq!(page(0xb0), limits);
     assert_eq!(page(0xb1), vector("ST-25"));
     let mut provisioning = vector("ST-26");
@@ -67,7 +68,7 @@ fn vital_product_data_are_the_pages_of_the_standard() {
 fn a_disk_that_cannot_discard_does_not_claim_to() {
     let world = World::new(Memory::new(1 << 20).unwrap().read_only());
     assert_eq!(world.answer(&[0x12, 1, 0xb2, 0, 255, 0], 255), hex("00b2000400000000"));
-    assert_eq!(world.answer(&[0x12, 1, 0xb0, 0, 255, 0], 255)[20..], [0; 44]);
+    assert_eq!(world.answer(&[0x12, 1, 0xb0, 0, 255, 0], 255)[20..36], [0; 16]);
     let capacity = world.answer(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], 32);
     assert_eq!(capacity[14], 0, "neither thin nor zeroing");
 }

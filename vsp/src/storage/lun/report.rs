@@ -76,7 +76,12 @@ impl Lun {
 
     fn block_limits(&self) -> BlockLimits {
         // WRITE SAME of no blocks does not mean all of them.
-        let limits = BlockLimits { write_same_non_zero: 1, ..BlockLimits::none() };
+        let limits = BlockLimits {
+            write_same_non_zero: 1,
+            // As many as a command can name; Linux zeroes by writing zeroes where this is not stated.
+            max_write_same: U64::new(u32::MAX.into()),
+            ..BlockLimits::none()
+        };
         match self.geometry.discard_unit {
             None => limits,
             Some(unit) => BlockLimits {
