@@ -3,11 +3,12 @@
 use vmbus_core::storage::scsi::{
     BlockCharacteristics, BlockLimits, BlockProvisioning, CachingPage, Capacity10, Capacity16, CdbForm,
     Command, Designator, Failure, Identification, LbaStatus, LunListHeader, ModeParameters, Sense,
-    SerialNumber, StandardInquiry, SupportedPages, UnmapDescriptor, VitalHeader, VitalPage, emit_luns,
+    SerialNumber, StandardInquiry, SupportedPages, VitalHeader, VitalPage, emit_luns,
 };
 use zerocopy::IntoBytes;
 use zerocopy::big_endian::{U16, U32, U64};
 
+use super::provisioning::MAX_UNMAP_DESCRIPTORS;
 use super::{Execution, Lun};
 use crate::storage::backend::{Access, WriteCache};
 use crate::storage::data::Data;
@@ -86,7 +87,7 @@ impl Lun {
             None => limits,
             Some(unit) => BlockLimits {
                 max_unmap_blocks: U32::new(u32::MAX),
-                max_unmap_descriptors: U32::new(u32::try_from(UnmapDescriptor::MAX).unwrap_or(u32::MAX)),
+                max_unmap_descriptors: U32::new(MAX_UNMAP_DESCRIPTORS.into()),
                 unmap_granularity: U32::new((unit / self.geometry.logical_sector).max(1)),
                 unmap_alignment: U32::new(BlockLimits::ALIGNMENT_VALID),
                 ..limits
