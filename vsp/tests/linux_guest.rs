@@ -1,12 +1,15 @@
 //! The drivers of a stock Linux kernel find our disks, read and write them, and hear the truth about each.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmbus_channels::Root;
 use vmbus_core::guid;
-use vmbus_vsp::storage::{Access, Identity, Lun, Memory, RawFile, StorageController};
+use vmbus_core::memory::SharedMemory;
+use vmbus_vsp::storage::{Access, Identity, Lun, Memory, RawFile, StorageController, Units};
 
 /// Software emulation on a busy machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -20,11 +23,27 @@ const SCRIPT: &str = "\
     dd if=/dev/urandom of=$D bs=64k seek=16 count=64 conv=fsync,notrunc 2>/dev/null && echo MARK written; \
     echo 3 > /proc/sys/vm/drop_caches; \
     echo MARK after $(md5sum < $D); \
-    dd if=/dev/zero of=$R bs=4k count=1 2>/dev/null || echo MARK refused";
+    dd if=/dev/zero of=$R bs=4k count=1 2>/dev/null || echo MARK refused; \
+    until [ -e /sys/block/sdd ]; do sleep 1; done; echo MARK added; \
+    dd if=/dev/urandom of=/dev/sdd bs=4k count=1 conv=fsync 2>/dev/null; \
+    while [ -e /sys/block/sdd ]; do sleep 1; done; echo MARK removed";
 
-fn md5(path: &std::path::Path) -> String {
+fn md5(path: &Path) -> String {
     let sum = Command::new("md5sum").arg(path).output().unwrap();
     String::from_utf8(sum.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+/// Adds a disk once the guest has written to `image`, and removes it once the guest has written to it.
+async fn come_and_go(units: Arc<Units>, disk: Memory, image: PathBuf, before: String) {
+    let moment = Duration::from_millis(200);
+    while md5(&image) == before {
+        tokio::time::sleep(moment).await;
+    }
+    assert!(units.add(7, Arc::new(Lun::new(disk.clone()))));
+    while disk.bytes().read_u64(0) == 0 {
+        tokio::time::sleep(moment).await;
+    }
+    units.remove(7).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,6 +62,7 @@ async fn stock_linux_finds_reads_and_writes_our_disks() {
         .lun(0, Lun::new(RawFile::open(&image, Access::ReadWrite).unwrap()).with_identity(Identity::of(disk)))
         .lun(1, Lun::new(Memory::new(24 << 20).unwrap()))
         .lun(5, Lun::new(RawFile::open(&protected, Access::ReadOnly).unwrap()));
+    let units = controller.units();
     let root = Root::builder().build();
     root.offer(controller).unwrap();
     root.listen_for_vm("linux", &socket).unwrap();
@@ -55,6 +75,8 @@ async fn stock_linux_finds_reads_and_writes_our_disks() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
+    let late = Memory::new(8 << 20).unwrap();
+    let visit = tokio::spawn(come_and_go(units, late, image.clone(), before.clone()));
     let output =
         tokio::time::timeout(PATIENCE, emulator.wait_with_output()).await.expect("Linux ends").unwrap();
     let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
@@ -79,5 +101,8 @@ async fn stock_linux_finds_reads_and_writes_our_disks() {
     assert_ne!(after, before);
     assert!(says("after ").starts_with(&after), "what Linux reads is what is in the file");
     says("refused");
+    says("added");
+    says("removed");
+    visit.await.unwrap();
     assert!(std::fs::read(&protected).unwrap().iter().all(|&byte| byte == 0x5a));
 }
