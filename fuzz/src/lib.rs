@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod control;
+pub mod disk;
 pub mod pages;
 pub mod pair;
 pub mod server;

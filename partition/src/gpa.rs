@@ -370,11 +370,6 @@ impl GuestPages {
         self.runs.iter().map(|run| (self.mapping(run), run.offset..run.offset + run.len))
     }
 
-    /// The contiguous pieces as guest-physical address and length, to tell a partition what was written.
-    pub fn gpa_ranges(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.runs.iter().map(|run| (self.space.regions[run.region].gpa + run.offset as u64, run.len as u64))
-    }
-
     #[inline]
     fn mapping(&self, run: &Run) -> &Mapping {
         &self.space.regions[run.region].mapping
@@ -400,7 +395,7 @@ impl GuestPages {
 
 impl fmt::Debug for GuestPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.gpa_ranges()).finish()
+        f.debug_list().entries(self.addresses()).finish()
     }
 }
 

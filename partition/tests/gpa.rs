@@ -36,7 +36,7 @@ fn scattered_pages_read_in_the_order_named() {
 fn neighbouring_pages_become_one_run() {
     let space = space();
     let pages = space.pages_of(100, 3 * 4096, [0x11, 0x12, 0x13, 0x16].into_iter()).unwrap();
-    let ranges: Vec<_> = pages.gpa_ranges().collect();
+    let ranges: Vec<_> = pages.addresses().collect();
     assert_eq!(ranges, [(0x11064, 3 * 4096 - 100), (0x16000, 100)]);
     assert_eq!(pages.runs().count(), 2);
 }

@@ -1,5 +1,10 @@
 //! The ring against a queue that cannot be wrong: whatever is written comes out, in order, once, byte for byte.
 #![cfg(not(loom))]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets an error has failed"
+)]
 
 use std::collections::VecDeque;
 

@@ -28,6 +28,7 @@ pub struct Guid([u8; 16]);
 const WRITTEN_ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
 /// Indices in the written form (36 characters) where a hyphen stands.
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// The text is not a GUID of the form `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,13 +89,18 @@ const fn hex_digit(character: u8) -> Option<u8> {
 
 impl fmt::Display for Guid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, &position) in WRITTEN_ORDER.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                formatter.write_str("-")?;
+        let mut text = [b'-'; 36];
+        let mut at = 0;
+        for position in WRITTEN_ORDER {
+            if HYPHENS.contains(&at) {
+                at += 1;
             }
-            write!(formatter, "{:02x}", self.0[position])?;
+            let byte = self.0[position];
+            text[at] = HEX_DIGITS[usize::from(byte >> 4)];
+            text[at + 1] = HEX_DIGITS[usize::from(byte & 0xf)];
+            at += 2;
         }
-        Ok(())
+        formatter.pad(core::str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -137,6 +143,7 @@ mod tests {
             [0xd9, 0x63, 0x61, 0xba, 0xa1, 0x04, 0x29, 0x4d, 0xb6, 0x05, 0x72, 0xe2, 0xff, 0xb1, 0xdc, 0x7f];
         assert_eq!(scsi.to_wire(), wire);
         assert_eq!(scsi.to_string(), "ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+        assert_eq!(std::format!("{scsi:.8}|{scsi:>38}"), "ba6163d9|  ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
     }
 
     #[test]

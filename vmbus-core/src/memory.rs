@@ -60,20 +60,34 @@ impl SharedMemory for PlainMemory {
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
-        for (index, byte) in into.iter_mut().enumerate() {
-            let at = offset + index;
-            *byte = self.words[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
+        let (mut at, mut rest) = (offset, into);
+        while !rest.is_empty() {
+            let word = self.words[at / 4].load(Ordering::Relaxed).to_le_bytes();
+            let piece = &word[at % 4..];
+            let len = piece.len().min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            now.copy_from_slice(&piece[..len]);
+            (at, rest) = (at + len, later);
         }
     }
 
     fn write(&self, offset: usize, from: &[u8]) {
-        for (index, &byte) in from.iter().enumerate() {
-            let at = offset + index;
-            let shift = 8 * (at % 4);
+        let (mut at, mut rest) = (offset, from);
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at((4 - at % 4).min(rest.len()));
             let word = &self.words[at / 4];
-            let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
-                Some(old & !(0xff << shift) | u32::from(byte) << shift)
-            });
+            match now {
+                [a, b, c, d] => word.store(u32::from_le_bytes([*a, *b, *c, *d]), Ordering::Relaxed),
+                // Neighbouring bytes belong to others, who may write them now.
+                part => {
+                    let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
+                        let mut bytes = old.to_le_bytes();
+                        bytes[at % 4..][..part.len()].copy_from_slice(part);
+                        Some(u32::from_le_bytes(bytes))
+                    });
+                }
+            }
+            (at, rest) = (at + now.len(), later);
         }
     }
 

@@ -79,7 +79,19 @@ impl Version {
 
 impl fmt::Display for Version {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}", self.word() >> 16, self.word() & 0xffff)
+        formatter.pad(match self {
+            Self::V1 => "0.13",
+            Self::Win7 => "1.1",
+            Self::Win8 => "2.4",
+            Self::Win8_1 => "3.0",
+            Self::Win10 => "4.0",
+            Self::Win10Rs3 => "4.1",
+            Self::Win10Rs3_1 => "5.0",
+            Self::Win10Rs4 => "5.1",
+            Self::Win10Rs5 => "5.2",
+            Self::Iron => "5.3",
+            Self::Copper => "6.0",
+        })
     }
 }
 
@@ -134,6 +146,8 @@ mod tests {
         for version in Version::ALL {
             assert_eq!(version.to_string().parse(), Ok(version));
             assert_eq!(Version::from_word(version.word()), Some(version));
+            let (major, minor) = (version.word() >> 16, version.word() & 0xffff);
+            assert_eq!(version.to_string(), std::format!("{major}.{minor}"));
         }
         assert!(Version::ALL.is_sorted());
         assert_eq!(Version::from_word(0x0005_0004), None);

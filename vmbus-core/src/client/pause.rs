@@ -67,7 +67,7 @@ impl Client {
             | State::Disconnected
             | State::Asking { .. }
             | State::Contacting { .. }
-            | State::Unloading => self.fault(Fault::Unexpected { message: "PauseResponse" }),
+            | State::Unloading => self.fault(Fault::Unexpected { message: "PAUSE_RESPONSE" }),
         }
     }
 

@@ -1,10 +1,8 @@
 //! Layouts of the control messages, without the 8-byte header.
 
-use core::fmt;
-
 use zerocopy::little_endian::{I32, U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::UserDefined;
 use crate::wire::wire_struct;
 use crate::{FeatureFlags, Guid, Version};
 
@@ -54,8 +52,16 @@ bitflags::bitflags! {
         const CONFIDENTIAL_RING_BUFFER = 0x0002;
         /// External memory is private (confidential channels only).
         const CONFIDENTIAL_EXTERNAL_MEMORY = 0x0004;
+        /// External memory must be pinned.
+        const PINNED_EXTERNAL_MEMORY = 0x0008;
         /// Packets carry the pipe header.
         const NAMED_PIPE_MODE = 0x0010;
+        /// The device is in the guest itself.
+        const LOOPBACK = 0x0100;
+        /// The device is in the root.
+        const PARENT = 0x0200;
+        /// The host wishes signals through a monitor page.
+        const REQUEST_MONITOR = 0x0400;
         /// An hvsock channel.
         const TLNPI_PROVIDER = 0x2000;
         const _ = !0;
@@ -349,22 +355,4 @@ wire_struct! {
 wire_struct! {
     /// The host may send again.
     pub struct Resume {}
-}
-
-/// 120 bytes whose meaning the device protocol gives.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-pub struct UserDefined(pub [u8; 120]);
-
-impl Default for UserDefined {
-    fn default() -> Self {
-        Self([0; 120])
-    }
-}
-
-impl fmt::Debug for UserDefined {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let used = self.0.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        write!(formatter, "{:02x?}", &self.0[..used])
-    }
 }

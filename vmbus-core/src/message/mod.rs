@@ -6,6 +6,7 @@
 //! leave out.
 
 mod layouts;
+mod user_defined;
 
 use core::fmt;
 use core::ops::Deref;
@@ -15,6 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{FeatureFlags, Version};
 
 pub use layouts::*;
+pub use user_defined::{HvsockOffer, PipeMode, UserDefined};
 
 /// The longest payload of a control message, in bytes.
 pub const MAX_PAYLOAD: usize = 240;
@@ -319,5 +321,56 @@ impl Deref for Payload {
 impl fmt::Debug for Payload {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:02x?}", &**self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(number: u32, len: usize) -> alloc::vec::Vec<u8> {
+        let mut payload = number.to_le_bytes().to_vec();
+        payload.resize(len, 0);
+        payload
+    }
+
+    #[test]
+    fn a_message_is_unknown_before_its_version_and_without_its_feature() {
+        for info in MESSAGES {
+            let payload = header(info.number, 240);
+            for version in Version::ALL {
+                let features = if version == Version::Copper { info.gate } else { FeatureFlags::empty() };
+                let known = Message::parse(&payload, info.direction, Some((version, features))).is_ok();
+                assert_eq!(known, version >= info.first_version, "{} in {version}", info.name);
+            }
+            let without = Message::parse(&payload, info.direction, Some((Version::Copper, !info.gate)));
+            let gated = Err(MessageError::NotNegotiated(info.number));
+            assert_eq!(without == gated, !info.gate.is_empty(), "{}", info.name);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_says_why() {
+        let parse = |payload: &[u8]| Message::parse(payload, Direction::ToHost, None).map(|_| ());
+        assert_eq!(parse(&[3, 0, 0, 0]), Err(MessageError::TooShort { number: 0, len: 4, minimum: 8 }));
+        for number in [0, 30, u32::MAX] {
+            assert_eq!(parse(&header(number, 240)), Err(MessageError::Unknown(number)));
+        }
+        assert_eq!(parse(&header(3, 240)), Ok(()));
+        assert_eq!(parse(&header(3, 241)), Err(MessageError::TooLong(241)));
+    }
+
+    #[test]
+    fn a_refusal_is_short_in_every_version() {
+        let refusal = Message::from(VersionResponse::default());
+        for version in Version::ALL {
+            assert_eq!(refusal.encode(version, FeatureFlags::all()).len(), 16, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_piece_of_a_page_list_beyond_the_room_is_cut() {
+        let body = Message::GpadlBody(GpadlBody::default(), &[7; 300]);
+        assert_eq!(body.encode(Version::V1, FeatureFlags::empty()).len(), MAX_PAYLOAD);
     }
 }

@@ -334,4 +334,19 @@ mod tests {
             GpadlError::OverQuota { needed: 1200, quota: 1000 }
         );
     }
+
+    #[test]
+    fn a_list_may_use_its_quota_up_and_no_more() {
+        let list = PageRanges::builder()
+            .range(0, 8192, [1, 2])
+            .and_then(|list| list.range(0, 4096, [3]))
+            .and_then(PageRangesBuilder::build)
+            .unwrap();
+        let read = |stated, quota| GpadlBuilder::new(stated, 2, quota)?.push(list.as_bytes());
+        assert_eq!(read(40, 5), Ok(Some(list.clone())));
+        assert_eq!(read(40, 4), Err(GpadlError::OverQuota { needed: 5, quota: 4 }), "stated by the header");
+        // What the header hides, the first range that tells it ends.
+        assert_eq!(read(0, 4), Err(GpadlError::OverQuota { needed: 5, quota: 4 }), "stated by the ranges");
+        assert_eq!(read(0, 3), Err(GpadlError::OverQuota { needed: 4, quota: 3 }), "stated by the count");
+    }
 }

@@ -75,6 +75,10 @@ mod tests {
 
     #[test]
     fn ranges_are_count_then_offset() {
+        assert!(
+            TransferPages::parse(&[0, 0, 2, 0, 0, 0, 0, 0]).unwrap().sender_owns_set(),
+            "any value but 0"
+        );
         let mut bytes: Vec<u8> = TransferPages::head(0xcafe, false, 2).to_vec();
         for word in [0x62_u32, 0, 0x3c, 0x6c0] {
             bytes.extend(word.to_le_bytes());

@@ -253,21 +253,28 @@ impl Server {
             }
             Shown::Hidden => {
                 let withdrawn = channel.withdrawn;
-                self.free_relid(device);
+                let freed = self.channels.free_relid(device);
                 if withdrawn {
                     self.channels.remove(device);
                     self.act(ServerAction::Released { device });
+                }
+                if freed {
+                    self.show_next_waiting();
                 }
             }
             Shown::Proposed(_) | Shown::Offered | Shown::Revoked => {}
         }
     }
 
-    /// Gives a channel id back, and to the first device that waits for one.
     fn free_relid(&mut self, device: DeviceKey) {
-        if self.channels.free_relid(device)
-            && let Some(next) = self.channels.next_waiting()
-        {
+        if self.channels.free_relid(device) {
+            self.show_next_waiting();
+        }
+    }
+
+    /// A channel id is free: for the first device that waits for one.
+    fn show_next_waiting(&mut self) {
+        if let Some(next) = self.channels.next_waiting() {
             self.show(next);
         }
     }

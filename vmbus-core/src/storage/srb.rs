@@ -397,6 +397,12 @@ mod tests {
     }
 
     #[test]
+    fn bits_beside_the_status_do_not_hide_it() {
+        let answer = Srb { srb_status: 0xc4, ..Srb::default() };
+        assert_eq!(answer.srb_status(), SrbStatus::ERROR);
+    }
+
+    #[test]
     fn an_answer_from_a_liar_reads_no_further_than_its_field() {
         let answer = Srb { srb_status: 0x84, sense_length: 255, ..Srb::default() };
         assert_eq!(answer.sense().map(<[u8]>::len), Some(20));

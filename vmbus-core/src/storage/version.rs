@@ -93,6 +93,8 @@ mod tests {
         assert!(Version::ALL.is_sorted());
         assert_eq!(Version::V4_2.packet_size(), 48);
         assert_eq!(Version::V5_1.packet_size(), 64);
+        assert!(Version::V4_2.has_notices() && !Version::V2_0.has_notices());
+        assert!(Version::V5_1.has_sub_channels() && !Version::V4_2.has_sub_channels());
         assert_eq!(Version::from_word(0x0602).map(|version| version.to_string()).as_deref(), Some("6.2"));
         assert_eq!(Version::from_word(0x0601), None);
     }

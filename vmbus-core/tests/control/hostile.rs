@@ -319,7 +319,7 @@ fn likely_answer(dice: &mut Dice) -> Vec<u8> {
 fn a_host_that_follows_no_rule_ends_nothing_twice() {
     for seed in 0..300 {
         let mut dice = Dice::new(seed);
-        let policy = if seed % 2 == 0 { Policy::AllowAll } else { Policy::Ask };
+        let policy = if seed.is_multiple_of(2) { Policy::AllowAll } else { Policy::Ask };
         let mut client = Client::new(ClientConfig { policy, ..Default::default() });
         let mut asked = Vec::new();
         let (mut opens, mut lists) = (BTreeSet::new(), BTreeSet::new());

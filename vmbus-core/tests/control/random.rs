@@ -160,7 +160,7 @@ impl Tally {
 fn live(seed: u64, tally: &mut Tally) {
     let version = Version::ALL[seed as usize % Version::ALL.len()];
     let mut pair = Pair::new(seed, ServerConfig::default(), ClientConfig::default());
-    pair.refuse_one_in = if seed % 3 == 0 { 6 } else { 0 };
+    pair.refuse_one_in = if seed.is_multiple_of(3) { 6 } else { 0 };
     let mut guest = Guest::default();
     for _ in 0..STEPS {
         match pair.dice.roll(12) {
@@ -183,7 +183,7 @@ fn live(seed: u64, tally: &mut Tally) {
     }
     pair.run();
     guest.hear(&mut pair);
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         pair.reset();
         pair.run();
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod control;
+mod memory;
 mod pages;
 mod storage;
 

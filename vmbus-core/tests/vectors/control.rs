@@ -93,7 +93,7 @@ pub(crate) const CHECKS: &[Check] = &[
         let flags = OfferFlags::ENUMERATE_DEVICE_INTERFACE | OfferFlags::NAMED_PIPE_MODE;
         let offer = OfferChannel {
             flags: flags.bits().into(),
-            user_defined: user_defined(&[4]),
+            user_defined: UserDefined::pipe(PipeMode::MESSAGE),
             ..offer(SHUTDOWN, SHUTDOWN_INSTANCE, 2, 0x2002)
         };
         to_guest(bytes, Version::Iron, NONE, offer);
@@ -101,11 +101,14 @@ pub(crate) const CHECKS: &[Check] = &[
     ("CM-18", |bytes| {
         let flags =
             OfferFlags::ENUMERATE_DEVICE_INTERFACE | OfferFlags::NAMED_PIPE_MODE | OfferFlags::TLNPI_PROVIDER;
+        let hvsock = HvsockOffer { guest_accepts: 1, version: 1.into(), ..HvsockOffer::default() };
         let offer = OfferChannel {
             flags: flags.bits().into(),
-            user_defined: user_defined(&[0, 0, 0, 0, 1, 0, 1]),
+            user_defined: UserDefined::new(&hvsock),
             ..offer(SERVICE, ENDPOINT, 9, 0x2009)
         };
+        assert_eq!(offer.user_defined.start::<HvsockOffer>(), hvsock);
+        assert_eq!(offer.user_defined.pipe_mode(), PipeMode::BYTE_STREAM);
         to_guest(bytes, Version::Iron, NONE, offer);
     }),
     ("CM-19", |bytes| {
@@ -318,12 +321,6 @@ fn offer(interface_type: Guid, interface_instance: Guid, relid: u32, connection_
         connection_id: connection_id.into(),
         ..OfferChannel::default()
     }
-}
-
-fn user_defined(start: &[u8]) -> UserDefined {
-    let mut bytes = [0; 120];
-    bytes[..start.len()].copy_from_slice(start);
-    UserDefined(bytes)
 }
 
 fn created(status: Status) -> GpadlCreated {

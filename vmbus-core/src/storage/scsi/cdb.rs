@@ -87,7 +87,7 @@ pub enum CdbError {
     /// There is no opcode.
     #[error("empty command")]
     Empty,
-    /// The opcode has no [`Command`]. The guest's fault.
+    /// The opcode has no [`Command`](super::Command). The guest's fault.
     #[error("unknown command {0}")]
     UnknownOpcode(Opcode),
     /// The command is shorter than its opcode says. The guest's fault.
@@ -111,7 +111,7 @@ pub enum CdbError {
         /// The service action.
         action: u8,
     },
-    /// A field is too large for the command's form. The fault of whoever made the [`Command`].
+    /// A field is too large for the command's form. The fault of whoever made the [`Command`](super::Command).
     #[error("a field does not fit into a command of {} bytes", .0.size())]
     DoesNotFit(CdbForm),
 }

@@ -178,6 +178,8 @@ mod tests {
         let read = ModeParameters::parse(CdbForm::Six, &[255, 0, 0, 0, 8, 255, 4]).unwrap();
         assert_eq!(read.page(8), Some([8, 255, 4].as_slice()));
         assert_eq!(read.page(8).and_then(CachingPage::parse).map(|page| page.flags), Some(4));
+        let read = ModeParameters::parse(CdbForm::Six, &[5, 0, 0, 0, 1, 0, 8, 1, 4]).unwrap();
+        assert_eq!((read.pages.len(), read.page(8)), (2, None), "what follows the stated length is no page");
         let long = [0; 300];
         let parameters = ModeParameters { medium_type: 0, device_specific: 0, pages: &long };
         assert_eq!(parameters.emit(CdbForm::Six), None);

@@ -4,7 +4,7 @@ use crate::wire::open_values;
 
 open_values! {
     /// First byte of a command. Its top three bits give the length, see [`Opcode::form`]. Not every opcode that has a
-    /// name here has a [`Command`].
+    /// name here has a [`Command`](super::Command).
     pub struct Opcode(u8) {
         /// Is the unit there?
         TEST_UNIT_READY = 0x00,
@@ -32,7 +32,7 @@ open_values! {
         SEND_DIAGNOSTIC = 0x1d,
         /// Locks the medium in.
         PREVENT_ALLOW_MEDIUM_REMOVAL = 0x1e,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         READ_FORMAT_CAPACITIES = 0x23,
         /// Size of the disk, up to 2^32 blocks.
         READ_CAPACITY_10 = 0x25,
@@ -50,15 +50,15 @@ open_values! {
         WRITE_SAME_10 = 0x41,
         /// Lets go of blocks.
         UNMAP = 0x42,
-        /// CD; not in [`Command`].
+        /// CD; not in [`Command`](super::Command).
         READ_TOC = 0x43,
-        /// CD; not in [`Command`].
+        /// CD; not in [`Command`](super::Command).
         GET_CONFIGURATION = 0x46,
-        /// CD; not in [`Command`].
+        /// CD; not in [`Command`](super::Command).
         GET_EVENT_STATUS_NOTIFICATION = 0x4a,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         LOG_SENSE = 0x4d,
-        /// CD; not in [`Command`].
+        /// CD; not in [`Command`](super::Command).
         READ_DISC_INFORMATION = 0x51,
         /// Sets parameters.
         MODE_SELECT_10 = 0x55,
@@ -68,15 +68,15 @@ open_values! {
         PERSISTENT_RESERVE_IN = 0x5e,
         /// Changes reservations.
         PERSISTENT_RESERVE_OUT = 0x5f,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         EXTENDED_COPY = 0x83,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         RECEIVE_COPY_RESULTS = 0x84,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         ATA_PASS_THROUGH_16 = 0x85,
         /// Reads.
         READ_16 = 0x88,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         COMPARE_AND_WRITE = 0x89,
         /// Writes.
         WRITE_16 = 0x8a,
@@ -92,9 +92,9 @@ open_values! {
         SERVICE_ACTION_IN_16 = 0x9e,
         /// Which units are there?
         REPORT_LUNS = 0xa0,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         ATA_PASS_THROUGH_12 = 0xa1,
-        /// Not in [`Command`].
+        /// Not in [`Command`](super::Command).
         MAINTENANCE_IN = 0xa3,
         /// Reads.
         READ_12 = 0xa8,
@@ -104,7 +104,7 @@ open_values! {
         WRITE_AND_VERIFY_12 = 0xae,
         /// Verifies, or compares.
         VERIFY_12 = 0xaf,
-        /// CD; not in [`Command`].
+        /// CD; not in [`Command`](super::Command).
         MECHANISM_STATUS = 0xbd,
     }
 }

@@ -86,6 +86,7 @@ mod tests {
         assert_eq!(UnmapDescriptor::parse_list(&bad), Err(Failure::InvalidParameter));
         bad[3] = 32;
         assert_eq!(UnmapDescriptor::parse_list(&bad), Err(Failure::InvalidParameter));
+        assert_eq!(UnmapDescriptor::parse_list(&[0, 7, 0, 0, 0, 0, 0, 0]), Err(Failure::ParameterListLength));
         bad[1] = 38;
         assert_eq!(UnmapDescriptor::parse_list(&bad), Err(Failure::ParameterListLength));
     }
