@@ -1,0 +1,125 @@
+//! The synthetic SCSI controller as a device of the bus.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmbus_channels::{Client, Offer, OpenRequest, Provider, Refusal};
+use vmbus_core::Guid;
+use vmbus_core::storage::{Packet, SCSI_CLASS};
+
+use super::lun::Lun;
+use super::session::StorageSession;
+use super::target::{Target, Units};
+use super::vstor::{Limits, Vstor};
+
+/// Who gets to see a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Audience {
+    Everyone,
+    /// The first guest that comes, until it leaves; then the next.
+    FirstComer,
+    /// The guest of this name alone; one at a time, should several have it.
+    Named(String),
+}
+
+/// A controller with up to 256 disks, to be given to `Root::offer`.
+///
+/// Without [`for_one_guest`](Self::for_one_guest) or [`only_for`](Self::only_for) all guests see it at the same time,
+/// which is right for disks that nobody writes, and for guests that know of each other.
+#[derive(Debug)]
+pub struct StorageController {
+    name: String,
+    instance: Option<Guid>,
+    limits: Limits,
+    audience: Audience,
+    /// The client that an exclusive controller belongs to.
+    holder: Mutex<Option<u32>>,
+    units: Arc<Units>,
+}
+
+impl StorageController {
+    /// A controller without disks, called `name` in listings.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            instance: None,
+            limits: Limits::default(),
+            audience: Audience::Everyone,
+            holder: Mutex::new(None),
+            units: Arc::default(),
+        }
+    }
+
+    /// By what guests know it again. Without this the root makes an instance GUID.
+    pub fn instance(mut self, instance: Guid) -> Self {
+        self.instance = Some(instance);
+        self
+    }
+
+    /// Versions and sizes that it accepts.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Visible to the first guest that comes, until it leaves; then to the next.
+    pub fn for_one_guest(mut self) -> Self {
+        self.audience = Audience::FirstComer;
+        self
+    }
+
+    /// Visible to the guest called `name` alone; to one at a time, should several be called so.
+    pub fn only_for(mut self, name: impl Into<String>) -> Self {
+        self.audience = Audience::Named(name.into());
+        self
+    }
+
+    /// With a disk at `number`. Where there is one already it stays.
+    pub fn lun(self, number: u8, lun: impl Into<Arc<Lun>>) -> Self {
+        self.units.add(number, lun.into());
+        self
+    }
+
+    /// Its disks, to be changed while it is in use; guests are told.
+    pub fn units(&self) -> Arc<Units> {
+        Arc::clone(&self.units)
+    }
+
+    fn take(&self, client: u32) -> bool {
+        let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        *holder.get_or_insert(client) == client
+    }
+}
+
+impl Provider for StorageController {
+    type Session = StorageSession;
+
+    fn offer(&self) -> Offer {
+        let offer = Offer::new(SCSI_CLASS, &self.name).completion_room(Packet::MAX_SIZE);
+        match self.instance {
+            Some(instance) => offer.instance(instance),
+            None => offer,
+        }
+    }
+
+    fn visible_to(&self, client: &Client) -> bool {
+        match &self.audience {
+            Audience::Everyone => true,
+            Audience::FirstComer => self.take(client.id),
+            Audience::Named(name) => **name == *client.name && self.take(client.id),
+        }
+    }
+
+    fn left(&self, client: &Client) {
+        let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        if *holder == Some(client.id) {
+            *holder = None;
+        }
+    }
+
+    fn open(&self, _: &Client, open: &OpenRequest) -> Result<StorageSession, Refusal> {
+        match open.subchannel_index {
+            0 => Ok(StorageSession::new(Vstor::new(self.limits), Target::new(&self.units))),
+            index => Err(Refusal::new(format!("the storage controller has no sub-channel {index}"))),
+        }
+    }
+}

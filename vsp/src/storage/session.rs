@@ -1,0 +1,149 @@
+//! Serves one guest's open channel to a controller.
+//!
+//! Requests are taken in batches. What ends at once is completed with its batch, without allocation or lock of ours;
+//! what waits for a medium becomes a task of its own, which completes its request whenever it is done. How many there
+//! are at a time is bounded by what the offer lets the channel have in flight.
+
+use std::sync::Arc;
+
+use vmbus_channels::{Channel, ChannelError, Completions, Request, Session};
+use vmbus_core::storage::scsi::Failure;
+use vmbus_core::storage::{DataDirection, Notice, Outcome, Srb};
+
+use super::in_flight::InFlight;
+use super::lun::Execution;
+use super::target::Target;
+use super::vstor::{Reply, ResetScope, State, Step, Vstor};
+
+/// Requests taken at a time: enough to share one signal, few enough that the first need not wait for the last.
+const BATCH: usize = 64;
+
+/// The conversation with one guest and its view of the disks.
+#[derive(Debug)]
+pub struct StorageSession {
+    vstor: Vstor,
+    target: Target,
+    /// Commands that wait for a medium.
+    commands: Arc<InFlight>,
+}
+
+impl Session for StorageSession {
+    async fn serve(mut self, channel: Channel) -> Result<(), ChannelError> {
+        // What an earlier guest has written may still be on its way to the medium.
+        self.target.settled().await;
+        let mut completions = channel.completions();
+        let mut requests = Vec::with_capacity(BATCH);
+        loop {
+            if channel.try_recv(BATCH, &mut requests)? == 0 {
+                tokio::select! {
+                    biased;
+                    request = channel.recv() => match request? {
+                        Some(request) => requests.push(request),
+                        None => return Ok(()),
+                    },
+                    () = self.target.changed() => {}
+                }
+            }
+            for request in requests.drain(..) {
+                self.start(request, &channel, &mut completions)?;
+            }
+            if !completions.is_empty() {
+                completions.send().await?;
+            }
+            self.tell_changes(&channel).await?;
+        }
+    }
+}
+
+impl StorageSession {
+    pub(super) fn new(vstor: Vstor, target: Target) -> Self {
+        Self { vstor, target, commands: Arc::default() }
+    }
+
+    #[inline]
+    fn start(
+        &mut self,
+        request: Request,
+        channel: &Channel,
+        completions: &mut Completions,
+    ) -> Result<(), ChannelError> {
+        let step = self.vstor.handle(request.payload());
+        match step.map_err(|fault| ChannelError::Protocol(fault.to_string()))? {
+            Step::Execute(srb) => match self.execute(&request, &srb) {
+                Execution::Done(outcome) => {
+                    completions.push(request, self.vstor.completion(&srb, &outcome).as_bytes())
+                }
+                Execution::Later(rest) => {
+                    self.finish_later(request, srb, rest);
+                    Ok(())
+                }
+            },
+            Step::Reset(scope, reply) => {
+                self.reset(scope, request, reply);
+                Ok(())
+            }
+            // None are offered, so none can have been asked for.
+            Step::CreateSubChannels(_, reply) | Step::Reply(reply) => {
+                if matches!(self.vstor.state(), State::Ready(_)) {
+                    channel.answer_abandoned_with(self.vstor.abandoned().as_bytes().to_vec());
+                }
+                completions.push(request, reply.as_bytes())
+            }
+        }
+    }
+
+    #[inline]
+    fn execute(&self, request: &Request, srb: &Srb) -> Execution {
+        let data = match request.ranges() {
+            [] => None,
+            [pages] => Some(pages),
+            [_, _, ..] => return Execution::Done(Failure::InvalidField.outcome()),
+        };
+        if srb.direction() != DataDirection::ToDevice {
+            request.mark_written();
+        }
+        self.target.execute(srb, data)
+    }
+
+    #[cold]
+    fn finish_later(&self, request: Request, srb: Srb, rest: impl Future<Output = Outcome> + Send + 'static) {
+        let (vstor, ticket) = (self.vstor.clone(), self.commands.take_off());
+        // A task of its own: the medium must finish what it has begun, even if the guest is gone meanwhile.
+        tokio::spawn(async move {
+            let outcome = rest.await;
+            // The channel may have ended; then nobody waits for this.
+            let _ = request.complete(vstor.completion(&srb, &outcome).as_bytes()).await;
+            drop(ticket);
+        });
+    }
+
+    /// Commands under way end first: nothing of before the reset is left when it has been answered.
+    #[cold]
+    fn reset(&self, scope: ResetScope, request: Request, reply: Reply) {
+        match scope {
+            ResetScope::Lun(address) => {
+                self.target.reset(address);
+            }
+            ResetScope::Controller => self.target.reset_all(),
+        }
+        let earlier = self.commands.earlier();
+        tokio::spawn(async move {
+            earlier.await;
+            let _ = request.complete(reply.as_bytes()).await;
+        });
+    }
+
+    /// Tells the guest of disks that have come and gone.
+    #[inline]
+    async fn tell_changes(&mut self, channel: &Channel) -> Result<(), ChannelError> {
+        let Some(changes) = self.target.refresh() else { return Ok(()) };
+        let removed = changes.removed.then_some(Notice::RemoveDevice);
+        let added = changes.added.then_some(Notice::EnumerateBus);
+        for notice in removed.into_iter().chain(added) {
+            if let Some(packet) = self.vstor.notice(notice) {
+                channel.notify(packet.as_bytes()).await?;
+            }
+        }
+        Ok(())
+    }
+}
