@@ -123,7 +123,9 @@ impl Channel {
     ) -> Result<Pending, ChannelError> {
         let pending = Pending::start(&self.core, replies::Held::new());
         let kind = OutgoingKind::TransferPages { set_id, ranges };
-        self.core.send(&Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload }).await?;
+        self.core
+            .send(&Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload })
+            .await?;
         Ok(pending.sent())
     }
 
@@ -256,4 +258,3 @@ impl fmt::Debug for Pending {
         formatter.debug_struct("Pending").field("id", &self.id).finish_non_exhaustive()
     }
 }
-
