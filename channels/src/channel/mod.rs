@@ -133,6 +133,7 @@ impl Channel {
 
     /// The same channel for a thread without a runtime.
     pub fn into_blocking(self) -> BlockingChannel {
+        self.core.wait.leave_reactor();
         BlockingChannel::new(self)
     }
 

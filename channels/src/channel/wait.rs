@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -15,19 +15,29 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use super::core::lock;
 use super::side::Side;
 
 /// How a channel learns of signals.
 pub(crate) enum Wait {
-    /// It has an event area of its own and waits for its bell. Registered with the reactor on first async use.
-    Own(Arc<Side>, OnceLock<AsyncFd<OwnedFd>>),
+    /// It has an event area of its own and waits for its bell, which is registered with the reactor while async waits
+    /// are made.
+    Own(Arc<Side>, Mutex<Option<Arc<AsyncFd<OwnedFd>>>>),
     /// It shares an event area; the partition's task passes signals on.
     Shared(Arc<Notify>),
 }
 
 impl Wait {
     pub(crate) fn own(side: &Arc<Side>) -> Self {
-        Self::Own(Arc::clone(side), OnceLock::new())
+        Self::Own(Arc::clone(side), Mutex::default())
+    }
+
+    /// Takes the bell from the reactor, which would wake for it as well: threads wait from now on.
+    pub(crate) fn leave_reactor(&self) {
+        match self {
+            Self::Own(_, registered) => *lock(registered) = None,
+            Self::Shared(_) => {}
+        }
     }
 
     /// Sleeps until the peer signals or `ready` is. Spurious returns are allowed.
@@ -108,12 +118,12 @@ impl Wait {
     }
 }
 
-fn register<'a>(side: &Arc<Side>, registered: &'a OnceLock<AsyncFd<OwnedFd>>) -> Option<&'a AsyncFd<OwnedFd>> {
-    if registered.get().is_none() {
-        let bell = vmbus_partition::reactor::readable(side.bell()?).ok()?;
-        let _ = registered.set(bell);
+fn register(side: &Side, registered: &Mutex<Option<Arc<AsyncFd<OwnedFd>>>>) -> Option<Arc<AsyncFd<OwnedFd>>> {
+    let mut registered = lock(registered);
+    if registered.is_none() {
+        *registered = Some(Arc::new(vmbus_partition::reactor::readable(side.bell()?).ok()?));
     }
-    registered.get()
+    registered.clone()
 }
 
 fn poll_retrying(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<bool> {

@@ -53,14 +53,8 @@ impl<'a> GpaDirect<'a> {
 
     /// Number of ranges, at least 1.
     #[inline]
-    pub fn len(&self) -> usize {
-        self.count as usize
-    }
-
-    /// Never: a GPA-direct packet has a range.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        false
+    pub fn range_count(&self) -> u32 {
+        self.count
     }
 
     /// Bytes of all ranges together.
@@ -91,7 +85,7 @@ mod tests {
     fn two_fragments_of_a_frame() {
         let bytes = header(2, &[0x0000_07c0_0000_003c, 9, 0x0ff0_0000_0020, 10, 11]);
         let packet = GpaDirect::parse(&bytes).unwrap();
-        assert_eq!(packet.len(), 2);
+        assert_eq!(packet.range_count(), 2);
         assert_eq!(packet.byte_count(), 0x5c);
         assert!(packet.single().is_none());
         let pages: Vec<Vec<u64>> = packet.ranges().map(|range| range.pfns().collect()).collect();

@@ -173,6 +173,7 @@ impl Server {
 
     pub(super) fn offer_decided(&mut self, device: DeviceKey, answer: Answer) {
         let Some(channel) = self.channels.get_mut(device) else { return };
+        let Shown::Proposed(_) = channel.shown else { return };
         channel.shown = Shown::Hidden;
         match answer {
             Answer::Allow => self.show(device),

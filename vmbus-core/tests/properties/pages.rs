@@ -114,8 +114,8 @@ proptest! {
         for header in [bytes, likely] {
             if let Ok(direct) = GpaDirect::parse(&header) {
                 let pages: usize = direct.ranges().map(|range| range.page_count()).sum();
-                prop_assert!(8 * (1 + direct.len() + pages) <= header.len());
-                prop_assert_eq!(direct.ranges().count(), direct.len());
+                prop_assert!(8 * (1 + direct.ranges().len() + pages) <= header.len());
+                prop_assert_eq!(direct.ranges().count(), direct.range_count() as usize);
                 let bytes: u64 = direct.ranges().map(|range| u64::from(range.byte_count())).sum();
                 prop_assert_eq!(direct.byte_count(), bytes);
             }

@@ -29,8 +29,6 @@ pub struct StorageSession {
 
 impl Session for StorageSession {
     async fn serve(mut self, channel: Channel) -> Result<(), ChannelError> {
-        // What an earlier guest has written may still be on its way to the medium.
-        self.target.settled().await;
         let mut completions = channel.completions();
         let mut requests = Vec::with_capacity(BATCH);
         loop {

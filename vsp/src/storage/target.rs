@@ -82,13 +82,6 @@ impl Target {
         target
     }
 
-    /// Ends when the writes that are under way to any of the disks have landed.
-    pub async fn settled(&self) {
-        for attached in self.attached.iter().flatten() {
-            attached.lun.settled().await;
-        }
-    }
-
     /// Ends when disks have come or gone; [`Target::refresh`] then takes that over. Never ends otherwise.
     pub async fn changed(&mut self) {
         if self.units.changed().await.is_err() {

@@ -1,7 +1,7 @@
 //! A disk on a raw image file or a block device of the host.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,18 +14,20 @@ use vmbus_partition::GuestPages;
 
 use super::image::{Image, Medium};
 use super::lock::lock;
+use super::workers::{Length, Waiting, Workers};
 use super::{Access, Backend, Durability, Geometry, Identity, WriteCache};
 
 /// A raw image: byte N of the file is byte N of the disk.
 ///
 /// Bytes move straight between the page cache and the guest's pages; what the cache does not have, and everything
-/// that must be stable, runs on tokio's blocking threads. FLUSH is `fdatasync`, and so is the end of a FUA write.
+/// that must be stable, runs on a few of tokio's blocking threads. FLUSH is `fdatasync`, and so is the end of a FUA write.
 /// The image stays locked while this value lives: one writer, or any number of readers.
 #[derive(Debug)]
 pub struct RawFile {
     image: Arc<Image<File>>,
     geometry: Geometry,
     identity: Identity,
+    workers: Arc<Workers>,
 }
 
 /// How to open a [`RawFile`].
@@ -145,7 +147,14 @@ impl RawFile {
             });
         }
         let sector = u64::from(options.logical_sector);
-        let size = (&file).seek(SeekFrom::End(0)).map_err(cannot)?;
+        let medium = match fstatfs(&file) {
+            Ok(filesystem) if metadata.is_file() && filesystem.filesystem_type() == TMPFS_MAGIC => {
+                Medium::Memory
+            }
+            Ok(_) | Err(_) => Medium::Disk,
+        };
+        let image = Image::new(file, medium);
+        let size = image.size().map_err(cannot)?;
         if size < sector {
             return Err(OpenError::TooSmall { path: path.to_owned(), sector: options.logical_sector });
         }
@@ -164,29 +173,27 @@ impl RawFile {
             },
             rotational: blocks.rotational,
         };
-        let medium = match fstatfs(&file) {
-            Ok(filesystem) if metadata.is_file() && filesystem.filesystem_type() == TMPFS_MAGIC => {
-                Medium::Memory
-            }
-            Ok(_) | Err(_) => Medium::Disk,
-        };
         let identity = Identity::of_file(&metadata);
-        Ok(Self { image: Arc::new(Image::new(file, medium)), geometry, identity })
+        Ok(Self { image: Arc::new(image), geometry, identity, workers: Arc::default() })
     }
 
-    async fn blocking<T: Send + 'static>(
+    fn waiting<T: Send + 'static>(
         &self,
+        length: Length,
         call: impl FnOnce(&Image<File>) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
+    ) -> Waiting<T> {
         let image = Arc::clone(&self.image);
-        tokio::task::spawn_blocking(move || call(&image)).await.map_err(io::Error::other)?
+        self.workers.run(length, move || call(&image))
     }
 }
 
 #[async_trait]
 impl Backend for RawFile {
+    /// As it was when the image was opened, but for its size, which may have changed since.
     fn geometry(&self) -> Geometry {
-        self.geometry
+        let sector = u64::from(self.geometry.logical_sector);
+        let sectors = self.image.size().map_or(self.geometry.sectors, |size| size / sector);
+        Geometry { sectors, ..self.geometry }
     }
 
     fn identity(&self) -> Identity {
@@ -202,23 +209,28 @@ impl Backend for RawFile {
     }
 
     async fn read(&self, offset: u64, into: GuestPages) -> io::Result<()> {
-        self.blocking(move |image| image.read(offset, &into)).await
+        self.waiting(Length::Long, move |image| image.read(offset, &into)).await
     }
 
     async fn write(&self, offset: u64, from: GuestPages, durability: Durability) -> io::Result<()> {
-        self.blocking(move |image| image.write(offset, &from, durability)).await
+        let length = match durability {
+            // A copy into the page cache, as a rule.
+            Durability::Visible => Length::Short,
+            Durability::Stable => Length::Long,
+        };
+        self.waiting(length, move |image| image.write(offset, &from, durability)).await
     }
 
     async fn flush(&self) -> io::Result<()> {
-        self.blocking(Image::flush).await
+        self.waiting(Length::Long, Image::flush).await
     }
 
     async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.blocking(move |image| image.discard(&range)).await
+        self.waiting(Length::Long, move |image| image.discard(&range)).await
     }
 
     async fn write_zeroes(&self, range: Range<u64>, durability: Durability) -> io::Result<()> {
-        self.blocking(move |image| image.write_zeroes(&range, durability)).await
+        self.waiting(Length::Long, move |image| image.write_zeroes(&range, durability)).await
     }
 }
 
@@ -321,6 +333,14 @@ mod tests {
         ));
         let odd = RawFileOptions { logical_sector: 520, ..RawFileOptions::default() };
         assert!(matches!(RawFile::open_with(tiny.path(), odd), Err(OpenError::SectorSize { .. })));
+    }
+
+    #[test]
+    fn an_image_may_grow_while_it_is_open() {
+        let file = image(4096);
+        let disk = RawFile::open(file.path(), Access::ReadWrite).unwrap();
+        file.as_file().set_len(8192).unwrap();
+        assert_eq!(disk.geometry().sectors, 16);
     }
 
     #[test]
