@@ -114,7 +114,7 @@ impl Memfd {
         let len = usize::try_from(size).map_err(|_| self.outside(offset, size))?;
         let map = Map::shared(Piece { file: self.as_fd(), offset, len })
             .map_err(|source| MemoryError::System { what: "mapping memory", source })?;
-        Ok(Mapping { view: View::whole(map), file: self.clone(), file_offset: offset })
+        Ok(Mapping { view: View::whole(Arc::new(map)), file: self.clone(), file_offset: offset })
     }
 
     /// Maps all of it.

@@ -55,7 +55,8 @@ fn vital_product_data_are_the_pages_of_the_standard() {
     assert_eq!(page(0x83), vector("ST-23"));
     let mut limits = vector("ST-24");
     limits[4] = 1; // unlike the vector's disk, ours refuses WRITE SAME of no blocks
-    limits[26..28].copy_from_slice(&[0x0f, 0xff]); // and does not claim more descriptors than a list can hold
+    limits[26..28].copy_from_slice(&[0x01, 0x00]); // and takes fewer descriptors at a time
+    limits[40..44].copy_from_slice(&[0xff; 4]); // but more of WRITE SAME
     assert_eq!(page(0xb0), limits);
     assert_eq!(page(0xb1), vector("ST-25"));
     let mut provisioning = vector("ST-26");
@@ -67,7 +68,7 @@ fn vital_product_data_are_the_pages_of_the_standard() {
 fn a_disk_that_cannot_discard_does_not_claim_to() {
     let world = World::new(Memory::new(1 << 20).unwrap().read_only());
     assert_eq!(world.answer(&[0x12, 1, 0xb2, 0, 255, 0], 255), hex("00b2000400000000"));
-    assert_eq!(world.answer(&[0x12, 1, 0xb0, 0, 255, 0], 255)[20..], [0; 44]);
+    assert_eq!(world.answer(&[0x12, 1, 0xb0, 0, 255, 0], 255)[20..36], [0; 16]);
     let capacity = world.answer(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], 32);
     assert_eq!(capacity[14], 0, "neither thin nor zeroing");
 }
@@ -361,6 +362,9 @@ fn an_unmap_list_that_contradicts_itself_changes_nothing() {
         "anchored"
     );
     assert_eq!(world.answer(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512), [0x55; 512], "still there");
+    let endless = [&hex("1008 1002 00000000")[..], &[0; 16 * 257]].concat();
+    let outcome = world.tell(&[0x42, 0, 0, 0, 0, 0, 0, 0x10, 0x18, 0], &endless);
+    assert_eq!(verdict(&outcome), illegal("5/26/00"), "too many descriptors");
     assert_eq!(unmap(&good, 24).0, ScsiStatus::GOOD);
     assert_eq!(world.answer(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512), [0; 512]);
 }

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use nix::fcntl::{FallocateFlags, fallocate};
-use tokio::task::spawn_blocking;
 use vmbus_core::memory::SharedMemory;
 use vmbus_partition::{GuestPages, Mapping};
 
+use super::workers::{Length, Workers};
 use super::{Access, Backend, Durability, Geometry, WriteCache};
 
 /// A disk that is a piece of memory and ends with it.
@@ -19,6 +20,7 @@ use super::{Access, Backend, Durability, Geometry, WriteCache};
 pub struct Memory {
     bytes: Mapping,
     geometry: Geometry,
+    workers: Arc<Workers>,
 }
 
 impl Memory {
@@ -47,7 +49,7 @@ impl Memory {
             discard_unit: Some(4096),
             rotational: false,
         };
-        Self { bytes, geometry }
+        Self { bytes, geometry, workers: Arc::default() }
     }
 
     /// The same disk in sectors of 4096 bytes.
@@ -108,7 +110,7 @@ impl Backend for Memory {
     async fn discard(&self, range: Range<u64>) -> io::Result<()> {
         let (at, length) = self.part(&range)?;
         let bytes = self.bytes.clone();
-        spawn_blocking(move || {
+        let discarded = self.workers.run(Length::Long, move || {
             let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let signed = |value: u64| i64::try_from(value).map_err(io::Error::other);
             let start = signed(bytes.file_offset() + at as u64)?;
@@ -116,15 +118,18 @@ impl Backend for Memory {
                 bytes.fill_zero(at, length);
             }
             Ok(())
-        })
-        .await
-        .map_err(io::Error::other)?
+        });
+        discarded.await
     }
 
     async fn write_zeroes(&self, range: Range<u64>, _: Durability) -> io::Result<()> {
         let (at, length) = self.part(&range)?;
         let bytes = self.bytes.clone();
-        spawn_blocking(move || bytes.fill_zero(at, length)).await.map_err(io::Error::other)
+        let cleared = self.workers.run(Length::Long, move || {
+            bytes.fill_zero(at, length);
+            Ok(())
+        });
+        cleared.await
     }
 }
 

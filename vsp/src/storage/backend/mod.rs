@@ -10,6 +10,7 @@ mod image;
 mod lock;
 mod memory;
 mod raw_file;
+mod workers;
 
 use std::io;
 use std::ops::Range;

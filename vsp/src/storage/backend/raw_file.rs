@@ -14,18 +14,20 @@ use vmbus_partition::GuestPages;
 
 use super::image::{Image, Medium};
 use super::lock::lock;
+use super::workers::{Length, Waiting, Workers};
 use super::{Access, Backend, Durability, Geometry, Identity, WriteCache};
 
 /// A raw image: byte N of the file is byte N of the disk.
 ///
 /// Bytes move straight between the page cache and the guest's pages; what the cache does not have, and everything
-/// that must be stable, runs on tokio's blocking threads. FLUSH is `fdatasync`, and so is the end of a FUA write.
+/// that must be stable, runs on a few of tokio's blocking threads. FLUSH is `fdatasync`, and so is the end of a FUA write.
 /// The image stays locked while this value lives: one writer, or any number of readers.
 #[derive(Debug)]
 pub struct RawFile {
     image: Arc<Image<File>>,
     geometry: Geometry,
     identity: Identity,
+    workers: Arc<Workers>,
 }
 
 /// How to open a [`RawFile`].
@@ -171,15 +173,17 @@ impl RawFile {
             Ok(_) | Err(_) => Medium::Disk,
         };
         let identity = Identity::of_file(&metadata);
-        Ok(Self { image: Arc::new(Image::new(file, medium)), geometry, identity })
+        let image = Arc::new(Image::new(file, medium));
+        Ok(Self { image, geometry, identity, workers: Arc::default() })
     }
 
-    async fn blocking<T: Send + 'static>(
+    fn waiting<T: Send + 'static>(
         &self,
+        length: Length,
         call: impl FnOnce(&Image<File>) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
+    ) -> Waiting<T> {
         let image = Arc::clone(&self.image);
-        tokio::task::spawn_blocking(move || call(&image)).await.map_err(io::Error::other)?
+        self.workers.run(length, move || call(&image))
     }
 }
 
@@ -202,23 +206,28 @@ impl Backend for RawFile {
     }
 
     async fn read(&self, offset: u64, into: GuestPages) -> io::Result<()> {
-        self.blocking(move |image| image.read(offset, &into)).await
+        self.waiting(Length::Long, move |image| image.read(offset, &into)).await
     }
 
     async fn write(&self, offset: u64, from: GuestPages, durability: Durability) -> io::Result<()> {
-        self.blocking(move |image| image.write(offset, &from, durability)).await
+        let length = match durability {
+            // A copy into the page cache, as a rule.
+            Durability::Visible => Length::Short,
+            Durability::Stable => Length::Long,
+        };
+        self.waiting(length, move |image| image.write(offset, &from, durability)).await
     }
 
     async fn flush(&self) -> io::Result<()> {
-        self.blocking(Image::flush).await
+        self.waiting(Length::Long, Image::flush).await
     }
 
     async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.blocking(move |image| image.discard(&range)).await
+        self.waiting(Length::Long, move |image| image.discard(&range)).await
     }
 
     async fn write_zeroes(&self, range: Range<u64>, durability: Durability) -> io::Result<()> {
-        self.blocking(move |image| image.write_zeroes(&range, durability)).await
+        self.waiting(Length::Long, move |image| image.write_zeroes(&range, durability)).await
     }
 }
 

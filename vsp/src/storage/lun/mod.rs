@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tokio::sync::Semaphore;
 use vmbus_core::storage::Outcome;
 use vmbus_core::storage::scsi::{BlockRange, Command, Failure};
 
@@ -37,7 +38,12 @@ pub struct Lun {
     writes: Arc<InFlight>,
     /// I/O errors of the medium so far.
     failures: AtomicU64,
+    /// Permits for commands that need private memory.
+    scratches: Semaphore,
 }
+
+/// Commands of one disk that have private memory at a time, so that guests cannot make us hold much of it.
+const MOST_SCRATCHES: usize = 4;
 
 /// Why a geometry is not that of a disk. The fault of whoever wrote the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +99,7 @@ impl Lun {
             resizes: AtomicU64::new(0),
             writes: Arc::default(),
             failures: AtomicU64::new(0),
+            scratches: Semaphore::new(MOST_SCRATCHES),
         }
     }
 

@@ -14,6 +14,10 @@ use crate::storage::scratch::Scratch;
 
 /// Bytes of repeated pattern that WRITE SAME hands to the medium at a time.
 const PATTERN_CHUNK: usize = 1 << 20;
+/// The most descriptors that one UNMAP may have: their list must be kept until all is done.
+pub(super) const MAX_UNMAP_DESCRIPTORS: u16 = 256;
+/// Bytes of the longest list of them.
+const MAX_UNMAP_LIST: u16 = 8 + 16 * MAX_UNMAP_DESCRIPTORS;
 
 /// What becomes of the blocks of a WRITE SAME.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,9 @@ impl Lun {
         self.writable()?;
         if anchor {
             return Err(Failure::InvalidField);
+        }
+        if list_length > MAX_UNMAP_LIST {
+            return Err(Failure::InvalidParameter);
         }
         let mut list = vec![0; list_length.into()];
         data.parameters(&mut list)?;
@@ -111,6 +118,8 @@ impl Lun {
     }
 
     async fn write_pattern(&self, extent: Extent, block: &[u8]) -> io::Result<()> {
+        // Never closed; a permit it is, or there is nothing to wait for.
+        let _permit = self.scratches.acquire().await;
         let chunk = usize::try_from(extent.length).unwrap_or(usize::MAX).min(PATTERN_CHUNK);
         let scratch = Scratch::new(chunk)?;
         for at in (0..chunk).step_by(block.len()) {

@@ -3,11 +3,12 @@
 use vmbus_core::storage::scsi::{
     BlockCharacteristics, BlockLimits, BlockProvisioning, CachingPage, Capacity10, Capacity16, CdbForm,
     Command, Designator, Failure, Identification, LbaStatus, LunListHeader, ModeParameters, Sense,
-    SerialNumber, StandardInquiry, SupportedPages, UnmapDescriptor, VitalHeader, VitalPage, emit_luns,
+    SerialNumber, StandardInquiry, SupportedPages, VitalHeader, VitalPage, emit_luns,
 };
 use zerocopy::IntoBytes;
 use zerocopy::big_endian::{U16, U32, U64};
 
+use super::provisioning::MAX_UNMAP_DESCRIPTORS;
 use super::{Execution, Lun};
 use crate::storage::backend::{Access, WriteCache};
 use crate::storage::data::Data;
@@ -76,12 +77,17 @@ impl Lun {
 
     fn block_limits(&self) -> BlockLimits {
         // WRITE SAME of no blocks does not mean all of them.
-        let limits = BlockLimits { write_same_non_zero: 1, ..BlockLimits::none() };
+        let limits = BlockLimits {
+            write_same_non_zero: 1,
+            // As many as a command can name; Linux zeroes by writing zeroes where this is not stated.
+            max_write_same: U64::new(u32::MAX.into()),
+            ..BlockLimits::none()
+        };
         match self.geometry.discard_unit {
             None => limits,
             Some(unit) => BlockLimits {
                 max_unmap_blocks: U32::new(u32::MAX),
-                max_unmap_descriptors: U32::new(u32::try_from(UnmapDescriptor::MAX).unwrap_or(u32::MAX)),
+                max_unmap_descriptors: U32::new(MAX_UNMAP_DESCRIPTORS.into()),
                 unmap_granularity: U32::new((unit / self.geometry.logical_sector).max(1)),
                 unmap_alignment: U32::new(BlockLimits::ALIGNMENT_VALID),
                 ..limits

@@ -137,6 +137,8 @@ impl Lun {
     }
 
     async fn compare(&self, extent: Extent, expected: &GuestPages) -> Result<(), Failure> {
+        // Never closed; a permit it is, or there is nothing to wait for.
+        let _permit = self.scratches.acquire().await;
         let chunk = VERIFY_CHUNK.min(expected.len());
         let scratch = Scratch::new(chunk).map_err(|error| self.read_failure(&error))?;
         let (mut ours, mut theirs) = (vec![0; chunk], vec![0; chunk]);
