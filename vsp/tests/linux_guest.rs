@@ -52,7 +52,7 @@ async fn stock_linux_finds_reads_and_writes_our_disks() {
     let directory = tempfile::tempdir().unwrap();
     let [socket, image, protected] =
         ["root.sock", "disk.img", "protected.img"].map(|name| directory.path().join(name));
-    let pattern: Vec<u8> = (0..32_u32 << 20).map(|at| (at / 509 ^ at >> 13).to_le_bytes()[0]).collect();
+    let pattern: Vec<u8> = (0..32_u32 << 20).map(|at| ((at / 509) ^ (at >> 13)).to_le_bytes()[0]).collect();
     std::fs::write(&image, pattern).unwrap();
     std::fs::write(&protected, vec![0x5a; 16 << 20]).unwrap();
     let before = md5(&image);

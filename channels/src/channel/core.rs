@@ -99,6 +99,12 @@ impl Core {
         self.nudge();
     }
 
+    /// Returns when nobody touches the rings of the closed channel any more.
+    pub(crate) fn quiesce(&self) {
+        debug_assert!(self.is_closed());
+        drop(lock(&self.incoming));
+    }
+
     /// Closes the channel if `result` says that the peer broke its rules.
     pub(super) fn judge<T>(&self, result: Result<T, ChannelError>) -> Result<T, ChannelError> {
         if let Err(error) = &result
@@ -162,7 +168,12 @@ impl Core {
     /// Sleeps until the peer signals, somebody nudged since `seen`, or `ready` is. May return early.
     ///
     /// `last_look` runs when no signal can be missed any more; `true` means do not sleep.
-    pub(super) async fn park(&self, seen: u64, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
+    pub(super) async fn park(
+        &self,
+        seen: u64,
+        last_look: impl FnOnce() -> bool,
+        ready: impl Future<Output = ()>,
+    ) {
         let _parked = Parked::new(&self.parked);
         self.wait.sleep(last_look, self.woken(seen, ready)).await;
     }

@@ -65,6 +65,9 @@ impl StorageSession {
         channel: &Channel,
         completions: &mut Completions,
     ) -> Result<(), ChannelError> {
+        if !request.wants_completion() {
+            return Err(ChannelError::Protocol("a storage request that wants no answer".to_owned()));
+        }
         let step = self.vstor.handle(request.payload());
         match step.map_err(|fault| ChannelError::Protocol(fault.to_string()))? {
             Step::Execute(srb) => match self.execute(&request, &srb) {
