@@ -122,7 +122,7 @@ impl SharedPages {
     }
 
     /// The page numbers, in order.
-    pub fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + Clone + use<> {
+    pub fn pfns(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + Clone + use<> {
         let first = self.first_pfn();
         (0..self.place.len()).map(move |index| first + index as u64)
     }
