@@ -120,7 +120,13 @@ mod tests {
         while looks_of_one_wait(&mut spinner) == 1 {}
         spinner.skip = 0;
         let mut looks = 0;
-        assert_eq!(spinner.look(|| { looks += 1; (looks > 3).then_some(7) }), Some(7));
+        assert_eq!(
+            spinner.look(|| {
+                looks += 1;
+                (looks > 3).then_some(7)
+            }),
+            Some(7)
+        );
         assert!(looks_of_one_wait(&mut spinner) > 1, "a success makes the next wait look again");
     }
 }

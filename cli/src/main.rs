@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod events;
 mod guest;
 mod ls;
 mod root;
@@ -36,6 +37,12 @@ Examples:
 enum Command {
     /// Run a root and two guests as processes, move and check data between them, kill one on the way
     Demo(demo::Arguments),
+    /// One guest of the demonstration
+    #[command(hide = true)]
+    DemoGuest(demo::guest::Arguments),
+    /// Removes the demonstration's directory after it
+    #[command(hide = true)]
+    DemoJanitor(demo::world::JanitorArguments),
     /// Run a root: offer disks to guests that attach
     Root(root::Arguments),
     /// Join a bus as a guest
@@ -51,6 +58,8 @@ fn main() -> ExitCode {
     log_to_stderr(arguments.verbose);
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::DemoGuest(arguments) => demo::guest::run(&arguments),
+        Command::DemoJanitor(arguments) => demo::world::clean_up_after(&arguments),
         Command::Root(arguments) => root::run(arguments),
         Command::Guest(arguments) => guest::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),

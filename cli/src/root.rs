@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use vmbus_channels::{Root, Spin};
 use vmbus_core::Version;
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// A TOML file with the same settings; the command line adds to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Tell what happens as JSON lines on standard output
+    #[arg(long)]
+    json: bool,
     /// End when standard input ends
     #[arg(long, hide = true)]
     until_stdin_ends: bool,
@@ -86,11 +90,17 @@ struct VmConfig {
     socket: PathBuf,
 }
 
+/// How the command itself behaves, which is no setting of the root.
+struct Manner {
+    json: bool,
+    until_stdin_ends: bool,
+}
+
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    let until_stdin_ends = arguments.until_stdin_ends;
+    let manner = Manner { json: arguments.json, until_stdin_ends: arguments.until_stdin_ends };
     let spin = if arguments.no_spin { Spin::never() } else { Spin::adaptive() };
     let config = config(arguments)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, spin, until_stdin_ends))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, spin, manner))
 }
 
 fn config(arguments: Arguments) -> Result<Config> {
@@ -132,12 +142,15 @@ fn parse_disk(text: &str) -> Result<DiskConfig> {
     Ok(disk)
 }
 
-async fn serve(config: Config, spin: Spin, until_stdin_ends: bool) -> Result<()> {
+async fn serve(config: Config, spin: Spin, manner: Manner) -> Result<()> {
     let mut builder = Root::builder().spin(spin);
     if let Some(version) = &config.max_version {
         builder = builder.versions(Version::OLDEST..=version.parse()?);
     }
     let root = builder.build();
+    if manner.json {
+        tokio::spawn(crate::events::print(root.events()));
+    }
     for disk in &config.disk {
         root.offer(controller(disk)?)?;
     }
@@ -146,14 +159,18 @@ async fn serve(config: Config, spin: Spin, until_stdin_ends: bool) -> Result<()>
     }
     if let Some(socket) = &config.socket {
         root.listen_at(socket)?;
-        println!("listening at {}", socket.display());
+        if manner.json {
+            crate::events::say(&json!({ "event": "listening", "socket": socket }))?;
+        } else {
+            println!("listening at {}", socket.display());
+        }
     }
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     root.run_until(async {
         tokio::select! {
             _ = interrupted.recv() => {}
             _ = terminated.recv() => {}
-            () = stdin_ended(), if until_stdin_ends => {}
+            () = stdin_ended(), if manner.until_stdin_ends => {}
         }
     })
     .await;

@@ -213,7 +213,7 @@ impl Controller {
             && srb.direction() != DataDirection::ToDevice
         {
             let mut left = room as usize;
-            for (gpa, len) in pages.gpa_ranges() {
+            for (gpa, len) in pages.addresses() {
                 let (start, len) = ((gpa - GUEST_BASE) as usize, (len as usize).min(left));
                 named[start..start + len].fill(true);
                 left -= len;

@@ -7,6 +7,7 @@
 pub mod client;
 pub mod control;
 pub mod disk;
+pub mod frames;
 pub mod pages;
 pub mod pair;
 pub mod server;

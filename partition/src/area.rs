@@ -1,11 +1,18 @@
-//! The protocol of an event area: flags, a summary of them, and the word that says "I am about to sleep".
+//! The protocols that keep a sleeper of a control area from missing what it sleeps for. They are written once, over
+//! traits, so that a model checker (`tests/loom.rs`) runs the very code that is used.
 //!
-//! It is written once, over a trait, so that a model checker runs the very code that is used.
+//! # An event area: flags, a summary of them, and the word that says "I am about to sleep"
 //!
 //! A signaller sets the flag; if it was clear, it sets the bit of the flag's word in the summary, and only if the
 //! owner says that it sleeps, takes that word back and rings. So one sleep costs one bell, however many signals come
 //! meanwhile, and an owner that is awake costs none. The owner, before it sleeps, says so and then looks once more.
 //! Either it sees the summary, or the signaller sees the word: both accesses of both sides are sequentially consistent.
+
+//!
+//! # A message ring that is full
+//!
+//! The sender says that it waits for room and then looks once more; the receiver frees a slot and then looks whether
+//! the sender waits. Either the sender sees the slot, or the receiver sees the word and signals.
 
 /// The flags of an area.
 pub(crate) const FLAGS: usize = 2048;
@@ -83,4 +90,43 @@ pub(crate) fn take(area: &impl AreaWords, mut each: impl FnMut(u16)) {
             each(u16::try_from(index * 64 + bit).unwrap_or(MESSAGE_FLAG));
         }
     }
+}
+
+/// The words that tell of room in a message ring, sequentially consistent.
+pub(crate) trait RoomWords {
+    /// Says how far the receiver is.
+    fn set_consumed(&self, value: u32);
+    /// Stores the word that says whether the sender waits.
+    fn set_blocked(&self, value: u32);
+    /// Looks at that word.
+    fn blocked(&self) -> u32;
+    /// Clears it and returns what it was.
+    fn take_blocked(&self) -> u32;
+    /// As [`AreaWords::full_fence`].
+    fn full_fence(&self) {}
+}
+
+/// For the sender that found no room: `true` if there is some after all; else the receiver will signal.
+#[inline]
+pub(crate) fn ask_for_room<E>(
+    words: &impl RoomWords,
+    has_room: impl Fn() -> Result<bool, E>,
+) -> Result<bool, E> {
+    words.set_blocked(1);
+    words.full_fence();
+    if !has_room()? {
+        return Ok(false);
+    }
+    words.set_blocked(0);
+    Ok(true)
+}
+
+/// For the receiver that took a message, its own count now being `consumed`: `true` means that it must signal the
+/// sender.
+#[inline]
+#[must_use]
+pub(crate) fn free_slot(words: &impl RoomWords, consumed: u32) -> bool {
+    words.set_consumed(consumed);
+    words.full_fence();
+    words.blocked() != 0 && words.take_blocked() != 0
 }

@@ -432,7 +432,8 @@ fn wait_for_answer(
         })?;
         match answer {
             Read::Frame(Ok(Some(answer))) => return Ok(answer),
-            Read::Frame(Ok(None)) => continue,
+            Read::Frame(Ok(None)) if Instant::now() < deadline => continue,
+            Read::Frame(Ok(None)) => {}
             Read::Frame(Err(error)) => return Err(error),
             Read::Gone => return Err(LinkError::Gone),
             Read::Nothing => {}

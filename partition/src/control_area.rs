@@ -11,7 +11,7 @@ use vmbus_core::memory::SharedMemory;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use crate::area::{self, AreaWords};
+use crate::area::{self, AreaWords, RoomWords};
 use crate::frame::MAX_MESSAGE;
 use crate::memory::{Mapping, Memfd, MemoryError};
 
@@ -166,7 +166,7 @@ impl ControlArea {
             End::Root => TO_GUEST,
             End::Guest => TO_ROOT,
         };
-        MessageSender { memory: self.memory.clone(), at, produced: 0 }
+        MessageSender { ring: MessageRing { memory: self.memory.clone(), at }, produced: 0 }
     }
 
     pub(crate) fn receiver(&self, end: End) -> MessageReceiver {
@@ -174,7 +174,7 @@ impl ControlArea {
             End::Root => TO_ROOT,
             End::Guest => TO_GUEST,
         };
-        MessageReceiver { memory: self.memory.clone(), at, consumed: 0 }
+        MessageReceiver { ring: MessageRing { memory: self.memory.clone(), at }, consumed: 0 }
     }
 }
 
@@ -241,11 +241,32 @@ const CONSUMED: usize = 128;
 /// Set by a sender that has more to send than there are slots; the receiver takes it back and signals.
 const BLOCKED: usize = 256;
 
+/// A message ring in the shared memory.
+#[derive(Debug)]
+struct MessageRing {
+    memory: Mapping,
+    at: usize,
+}
+
+impl RoomWords for MessageRing {
+    fn set_consumed(&self, value: u32) {
+        self.memory.store_u32(self.at + CONSUMED, value, SeqCst);
+    }
+    fn set_blocked(&self, value: u32) {
+        self.memory.store_u32(self.at + BLOCKED, value, SeqCst);
+    }
+    fn blocked(&self) -> u32 {
+        self.memory.load_u32(self.at + BLOCKED, SeqCst)
+    }
+    fn take_blocked(&self) -> u32 {
+        self.memory.swap_u32(self.at + BLOCKED, 0, SeqCst)
+    }
+}
+
 /// The sending end of a message ring.
 #[derive(Debug)]
 pub(crate) struct MessageSender {
-    memory: Mapping,
-    at: usize,
+    ring: MessageRing,
     produced: u32,
 }
 
@@ -253,21 +274,18 @@ impl MessageSender {
     /// Puts a message into the ring; `false` means that it is full, and that the receiver will signal when it has
     /// taken one.
     pub(crate) fn send(&mut self, slot: &Slot) -> Result<bool, ControlAreaError> {
-        if !self.has_room()? {
-            self.memory.store_u32(self.at + BLOCKED, 1, SeqCst);
-            if !self.has_room()? {
-                return Ok(false);
-            }
-            self.memory.store_u32(self.at + BLOCKED, 0, Relaxed);
+        if !self.has_room()? && !area::ask_for_room(&self.ring, || self.has_room())? {
+            return Ok(false);
         }
-        self.memory.write(slot_at(self.at, self.produced), slot.as_bytes());
+        let MessageRing { memory, at } = &self.ring;
+        memory.write(slot_at(*at, self.produced), slot.as_bytes());
         self.produced = self.produced.wrapping_add(1);
-        self.memory.store_u32(self.at + PRODUCED, self.produced, SeqCst);
+        memory.store_u32(at + PRODUCED, self.produced, SeqCst);
         Ok(true)
     }
 
     fn has_room(&self) -> Result<bool, ControlAreaError> {
-        let consumed = self.memory.load_u32(self.at + CONSUMED, SeqCst);
+        let consumed = self.ring.memory.load_u32(self.ring.at + CONSUMED, SeqCst);
         let used = self.produced.wrapping_sub(consumed);
         if used > SLOTS { Err(ControlAreaError::Index { used }) } else { Ok(used < SLOTS) }
     }
@@ -276,16 +294,15 @@ impl MessageSender {
 /// The receiving end of a message ring.
 #[derive(Debug)]
 pub(crate) struct MessageReceiver {
-    memory: Mapping,
-    at: usize,
+    ring: MessageRing,
     consumed: u32,
 }
 
 impl MessageReceiver {
     /// A private copy of the next message, if there is one, which stays in the ring until [`MessageReceiver::take`].
     pub(crate) fn peek(&self) -> Result<Option<Slot>, ControlAreaError> {
-        let produced = self.memory.load_u32(self.at + PRODUCED, Acquire);
-        let used = produced.wrapping_sub(self.consumed);
+        let MessageRing { memory, at } = &self.ring;
+        let used = memory.load_u32(at + PRODUCED, Acquire).wrapping_sub(self.consumed);
         if used > SLOTS {
             return Err(ControlAreaError::Index { used });
         }
@@ -293,7 +310,7 @@ impl MessageReceiver {
             return Ok(None);
         }
         let mut slot = Slot::new_zeroed();
-        self.memory.read(slot_at(self.at, self.consumed), slot.as_mut_bytes());
+        memory.read(slot_at(*at, self.consumed), slot.as_mut_bytes());
         let size = slot.size.get();
         if usize::from(size) > MAX_MESSAGE {
             Err(ControlAreaError::MessageSize { size })
@@ -305,9 +322,7 @@ impl MessageReceiver {
     /// Frees the slot of the message that was looked at; `true` means that the sender waits for room.
     pub(crate) fn take(&mut self) -> bool {
         self.consumed = self.consumed.wrapping_add(1);
-        self.memory.store_u32(self.at + CONSUMED, self.consumed, SeqCst);
-        self.memory.load_u32(self.at + BLOCKED, SeqCst) != 0
-            && self.memory.swap_u32(self.at + BLOCKED, 0, SeqCst) != 0
+        area::free_slot(&self.ring, self.consumed)
     }
 }
 

@@ -67,7 +67,10 @@ impl Memfd {
         let failed = |what| move |errno: nix::Error| MemoryError::System { what, source: errno.into() };
         let size = size.max(1).next_multiple_of(vmbus_core::PAGE_SIZE as u64);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(name, flags).map_err(failed("creating a memory file"))?;
+        // Never executable, where the kernel (6.3) knows that.
+        let file = memfd_create(name, flags | MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL))
+            .or_else(|_| memfd_create(name, flags))
+            .map_err(failed("creating a memory file"))?;
         let length = i64::try_from(size).map_err(|_| MemoryError::System {
             what: "sizing a memory file",
             source: io::ErrorKind::InvalidInput.into(),
@@ -114,7 +117,7 @@ impl Memfd {
         let len = usize::try_from(size).map_err(|_| self.outside(offset, size))?;
         let map = Map::shared(Piece { file: self.as_fd(), offset, len })
             .map_err(|source| MemoryError::System { what: "mapping memory", source })?;
-        Ok(Mapping { view: View::whole(map), file: self.clone(), file_offset: offset })
+        Ok(Mapping { view: View::whole(Arc::new(map)), file: self.clone(), file_offset: offset })
     }
 
     /// Maps all of it.

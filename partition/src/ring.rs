@@ -9,7 +9,7 @@ use vmbus_core::PAGE_SIZE;
 use vmbus_ringbuf::{ControlWord, RingMemory};
 
 use crate::gpa::{GpaError, GpaSpace, take_maps};
-use crate::raw::{Map, Piece, View};
+use crate::raw::{Doubled, Map, Piece, View};
 
 /// A ring of more contiguous runs than this is not worth the kernel mappings, two per run.
 const MAX_RUNS: usize = 8;
@@ -80,9 +80,9 @@ impl GpaSpace {
             return None;
         }
         let taken = Taken { left: Arc::clone(self.ring_maps()), maps: pieces.len() };
-        let all = View::whole(Map::side_by_side(&pieces).ok()?);
-        let data = all.slice(PAGE_SIZE, all.len() - PAGE_SIZE);
-        Some((all.slice(0, PAGE_SIZE), Data::Twice { data, _taken: taken }))
+        let all = Arc::new(Map::side_by_side(&pieces).ok()?);
+        let data = Doubled::new(Arc::clone(&all), PAGE_SIZE)?;
+        Some((View::whole(all).slice(0, PAGE_SIZE), Data::Twice { data, _taken: taken }))
     }
 }
 
@@ -95,7 +95,7 @@ struct Place {
 #[derive(Debug)]
 enum Data {
     /// The data, then the same data again.
-    Twice { data: View, _taken: Taken },
+    Twice { data: Doubled, _taken: Taken },
     /// One view per page.
     Pages(Box<[View]>),
 }
@@ -142,7 +142,7 @@ impl RingMemory for RingMapping {
     #[inline]
     fn read(&self, at: u32, into: &mut [u8]) {
         match &self.data {
-            Data::Twice { data, .. } => data.read(at as usize, into),
+            Data::Twice { data, .. } => data.read(at, into),
             Data::Pages(pages) => {
                 let mut rest = into;
                 for part in parts(pages, at as usize, rest.len()) {
@@ -157,7 +157,7 @@ impl RingMemory for RingMapping {
     #[inline]
     fn write(&self, at: u32, from: &[u8]) {
         match &self.data {
-            Data::Twice { data, .. } => data.write(at as usize, from),
+            Data::Twice { data, .. } => data.write(at, from),
             Data::Pages(pages) => {
                 let mut rest = from;
                 for part in parts(pages, at as usize, rest.len()) {
@@ -172,7 +172,7 @@ impl RingMemory for RingMapping {
     #[inline]
     fn read_u64(&self, at: u32) -> u64 {
         match &self.data {
-            Data::Twice { data, .. } => data.read_u64(at as usize),
+            Data::Twice { data, .. } => data.read_u64(at),
             Data::Pages(pages) => {
                 let (page, offset) = place(pages, at);
                 page.read_u64(offset)
@@ -183,7 +183,7 @@ impl RingMemory for RingMapping {
     #[inline]
     fn write_u64(&self, at: u32, value: u64) {
         match &self.data {
-            Data::Twice { data, .. } => data.write_u64(at as usize, value),
+            Data::Twice { data, .. } => data.write_u64(at, value),
             Data::Pages(pages) => {
                 let (page, offset) = place(pages, at);
                 page.write_u64(offset, value);

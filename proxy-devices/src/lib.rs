@@ -1,1 +1,6 @@
-//! Doors from the partition bus to the host: a disk of a guest as a file by FUSE
+//! Devices that stand for a service elsewhere, and the doors from the bus to the host's world.
+//!
+//! [`fuse`] shows a guest's disk as a file.
+#![forbid(unsafe_code)]
+
+pub mod fuse;

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p vmbus-ringbuf --example figures [rounds] [filter]`
 //!
-//! Medians (and best) over the rounds, 21 unless told. Two threads are pinned to the first two processors.
+//! The rings lie in a partition's memory, mapped as they are at run time. Medians (and best) over the rounds, 21 unless told. Two threads are pinned to the first two processors.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has nothing to say")]
 
@@ -15,7 +15,8 @@ use std::time::Instant;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
-use vmbus_ringbuf::{Consumer, Outgoing, Pace, PlainRing, Producer, PushError};
+use vmbus_partition::{GpaSpace, Mapping, Region, RingMapping};
+use vmbus_ringbuf::{Consumer, Outgoing, Pace, Producer, PushError, RingMemory};
 
 /// Data bytes of every ring measured.
 const RING: u32 = 1 << 20;
@@ -101,11 +102,26 @@ fn spread(mut samples: Vec<f64>) -> (f64, f64, f64) {
     (samples[0], samples[samples.len() / 2], samples[samples.len() - 1])
 }
 
+/// The same ring for each of its ends.
+fn memory(data_size: u32) -> (RingMapping, RingMapping) {
+    let size = data_size as usize + 4096;
+    let region = Region { gpa: 0, domain: 0, mapping: Mapping::anonymous(size).unwrap() };
+    let space = Arc::new(GpaSpace::new(vec![region], 100).unwrap());
+    let ring = || space.ring(0..size as u64 / 4096).unwrap();
+    (ring(), ring())
+}
+
+fn ends(data_size: u32) -> (Producer<RingMapping>, Consumer<RingMapping>) {
+    let (ours, theirs) = memory(data_size);
+    (Producer::new(ours).unwrap(), Consumer::new(theirs).unwrap())
+}
+
 /// Nanoseconds of processor time per packet written and read.
 fn one_thread<const LEN: usize>(batch: usize, packets: usize) -> f64 {
     pin(0);
-    let memory = PlainRing::new(RING);
-    let mut producer = Producer::new(memory.clone()).unwrap();
+    // One mapping: on one core, two addresses of one cache line are in each other's way.
+    let memory = Arc::new(memory(RING).0);
+    let mut producer = Producer::new(Arc::clone(&memory)).unwrap();
     let mut consumer = Consumer::new(memory).unwrap();
     consumer.mask();
     let payload = [0x5a; LEN];
@@ -128,21 +144,19 @@ fn one_thread<const LEN: usize>(batch: usize, packets: usize) -> f64 {
 
 /// Packets per second.
 fn two_threads<const LEN: usize>(batch: usize, packets: usize) -> f64 {
-    let memory = PlainRing::new(RING);
-    let mut producer = Producer::new(memory.clone()).unwrap();
-    let mut consumer = Consumer::new(memory).unwrap();
+    let (mut producer, mut consumer) = ends(RING);
     consumer.mask();
     let total = packets / batch * batch;
     let payload = [0x5a; LEN];
     let mut into = [0; LEN];
     let write = move || {
-        let mut pace = Pace::new();
         for _ in 0..packets / batch {
             let mut writing = producer.batch();
             for _ in 0..batch {
                 while let Err(error) = writing.push(Outgoing::request(1, black_box::<&[u8; LEN]>(&payload))) {
                     assert_eq!(error, PushError::Full);
-                    rest(pace.found(2));
+                    // A quarter of the ring comes back at a time.
+                    rest(16);
                 }
             }
             let _ = black_box(writing.commit().unwrap());
@@ -189,19 +203,16 @@ fn rtrb_two_threads<const LEN: usize>(messages: usize) -> f64 {
 
 /// Copies per second: one thread copies in, the other out of one buffer of the ring's size, with no hand-over.
 fn plain_copies<const LEN: usize>(copies: usize) -> f64 {
-    let writing = PlainRing::new(RING);
-    let reading = writing.clone();
+    let (writing, reading) = memory(RING);
     let payload = [0x5a; LEN];
     let mut into = [0; LEN];
     let steps = move |index: usize| u32::try_from(index * LEN % RING as usize).unwrap();
     let write = move || {
-        use vmbus_ringbuf::RingMemory;
         for index in 0..copies {
             writing.write(steps(index), black_box::<&[u8; LEN]>(&payload));
         }
     };
     let read = move || {
-        use vmbus_ringbuf::RingMemory;
         for index in 0..copies {
             reading.read(steps(index), black_box::<&mut [u8; LEN]>(&mut into));
         }
@@ -211,18 +222,15 @@ fn plain_copies<const LEN: usize>(copies: usize) -> f64 {
 
 /// Nanoseconds for a packet there and a packet back, both ends spinning.
 fn ping_pong(rounds: usize) -> f64 {
-    let (there, back) = (PlainRing::new(16384), PlainRing::new(16384));
-    let ends = |outgoing: &PlainRing, incoming: &PlainRing| {
-        let mut consumer = Consumer::new(incoming.clone()).unwrap();
-        consumer.mask();
-        (Producer::new(outgoing.clone()).unwrap(), consumer)
-    };
-    let send = |producer: &mut Producer<PlainRing>, payload: &[u8; 64]| {
+    let ((mut asks, mut listens), (mut answers, mut hears)) = (ends(16384), ends(16384));
+    hears.mask();
+    listens.mask();
+    let send = |producer: &mut Producer<RingMapping>, payload: &[u8; 64]| {
         let mut batch = producer.batch();
         batch.push(Outgoing::request(1, payload)).unwrap();
         let _ = batch.commit().unwrap();
     };
-    let receive = |consumer: &mut Consumer<PlainRing>, pace: &mut Pace, into: &mut [u8; 64]| {
+    let receive = |consumer: &mut Consumer<RingMapping>, pace: &mut Pace, into: &mut [u8; 64]| {
         while !consumer.has_unread().unwrap() {
             rest(pace.found(0));
         }
@@ -230,8 +238,6 @@ fn ping_pong(rounds: usize) -> f64 {
         let _ = consumer.publish_if_due().unwrap();
         rest(pace.found(1));
     };
-    let (mut asks, mut hears) = ends(&there, &back);
-    let (mut answers, mut listens) = ends(&back, &there);
     let client = move || {
         let (mut pace, mut into) = (Pace::new(), [1; 64]);
         for _ in 0..rounds {

@@ -21,6 +21,8 @@ pub struct Consumer<R> {
     read: u32,
     /// Bytes between `read` and the last seen write index.
     unread: u32,
+    /// Whether the last look at the write index found nothing.
+    drained: bool,
     /// The read index in the control page.
     published: u32,
 }
@@ -32,7 +34,7 @@ impl<R: RingMemory> Consumer<R> {
         let size = checked_size(&memory)?;
         let read = load_read_index(&memory, size, Ordering::Acquire)?;
         let write = load_write_index(&memory, size, Ordering::Acquire)?;
-        Ok(Self { memory, size, read, unread: used(write, read, size), published: read })
+        Ok(Self { memory, size, read, unread: used(write, read, size), drained: false, published: read })
     }
 
     /// Takes the next unread packet; `None` when there is none. Its room is not given back before the next
@@ -47,16 +49,14 @@ impl<R: RingMemory> Consumer<R> {
             return Ok(None);
         }
         let start = self.read;
-        let descriptor = Descriptor::check(self.memory.read_u64(start), self.unread)?;
+        // One read, so that one look at the bounds does; what is checked is this copy.
+        let mut words = [0; 16];
+        self.memory.read(start, &mut words);
+        let [word, transaction_id] = words.as_chunks().0 else { return Ok(None) };
+        let transaction_id = u64::from_le_bytes(*transaction_id);
+        let descriptor = Descriptor::check(u64::from_le_bytes(*word), self.unread)?;
         let total = descriptor.length + 8;
-        let end = start + total;
-        let (id_at, payload_at, next) = if end < self.size {
-            (start + 8, start + descriptor.payload_offset, end)
-        } else {
-            wrapped(start, descriptor.payload_offset, total, self.size)
-        };
-        let transaction_id = self.memory.read_u64(id_at);
-        self.read = next;
+        self.read = advance(start, total, self.size);
         self.unread -= total;
         Ok(Some(Packet {
             kind: descriptor.kind,
@@ -65,7 +65,6 @@ impl<R: RingMemory> Consumer<R> {
             memory: &self.memory,
             size: self.size,
             start,
-            payload_at,
             header_len: descriptor.payload_offset - 16,
             payload_len: descriptor.length - descriptor.payload_offset,
         }))
@@ -92,16 +91,16 @@ impl<R: RingMemory> Consumer<R> {
         self.wake_for_room(old_read)
     }
 
-    /// Publishes when it is worth it: a quarter of the ring was taken, or everything was and the producer waits for
-    /// room (or might, not being one that says so). To be called after each packet or at least after each drain; in
-    /// between it costs a compare.
-    #[inline]
+    /// Publishes when it is worth it: a quarter of the ring was taken, or the last look found nothing more to take and
+    /// the producer waits for room (or might, not being one that says so). To be called after each packet, where it
+    /// costs a compare, or at least after each look that found nothing.
+    #[inline(always)]
     pub fn publish_if_due(&mut self) -> Result<Signal, RingFault> {
         let owed = used(self.read, self.published, self.size);
-        if owed < self.size / 4 && (owed == 0 || self.unread != 0 || !self.producer_waits()) {
+        if owed < self.size / 4 && (!self.drained || owed == 0) {
             return Ok(Signal::Quiet);
         }
-        self.publish()
+        self.publish_if_wanted(owed)
     }
 
     /// Tells the producer that this end looks by itself, so that no signal is needed.
@@ -140,12 +139,18 @@ impl<R: RingMemory> Consumer<R> {
         self.memory
     }
 
+    #[inline(never)]
+    fn publish_if_wanted(&mut self, owed: u32) -> Result<Signal, RingFault> {
+        if owed >= self.size / 4 || self.producer_waits() { self.publish() } else { Ok(Signal::Quiet) }
+    }
+
     /// Loads the write index: whether anything is unread.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self, order: Ordering) -> Result<bool, RingFault> {
         let write = load_write_index(&self.memory, self.size, order)?;
         self.unread = used(write, self.read, self.size);
-        Ok(self.unread != 0)
+        self.drained = self.unread == 0;
+        Ok(!self.drained)
     }
 
     /// After the read index went out: whether the producer waits for what that freed.
@@ -171,12 +176,6 @@ impl<R: RingMemory> Consumer<R> {
     fn producer_waits(&self) -> bool {
         self.memory.load(ControlWord::PendingSendSize, Ordering::Relaxed) != 0 || !self.producer_reports()
     }
-}
-
-/// Ring offsets of transaction id, payload and next packet of a packet that reaches the end of the data area.
-#[inline(always)]
-fn wrapped(start: u32, payload_offset: u32, total: u32, size: u32) -> (u32, u32, u32) {
-    (advance(start, 8, size), advance(start, payload_offset, size), advance(start, total, size))
 }
 
 /// What [`Consumer::unmask`] found.

@@ -85,9 +85,17 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
-    /// The word as it stands in the ring.
-    #[inline]
-    pub(crate) fn word(self) -> u64 {
+    /// The whole descriptor as it stands in the ring.
+    #[inline(always)]
+    pub(crate) fn bytes(self, transaction_id: u64) -> [u8; DESCRIPTOR_SIZE] {
+        let mut bytes = [0; DESCRIPTOR_SIZE];
+        bytes[..8].copy_from_slice(&self.word().to_le_bytes());
+        bytes[8..].copy_from_slice(&transaction_id.to_le_bytes());
+        bytes
+    }
+
+    #[inline(always)]
+    fn word(self) -> u64 {
         let flags = if self.completion_requested { COMPLETION_REQUESTED } else { 0 };
         u64::from(self.kind.code())
             | u64::from(self.payload_offset / 8) << 16
@@ -160,8 +168,6 @@ pub struct Packet<'a, R> {
     pub(crate) size: u32,
     /// Ring offset of the descriptor.
     pub(crate) start: u32,
-    /// Ring offset of the payload.
-    pub(crate) payload_at: u32,
     pub(crate) header_len: u32,
     pub(crate) payload_len: u32,
 }
@@ -177,7 +183,8 @@ impl<'a, R: RingMemory> Packet<'a, R> {
     #[inline(always)]
     pub fn read_payload(&self, at: usize, into: &mut [u8]) -> Result<(), OutOfPacket> {
         let at = within(at, into.len(), self.payload_len)?;
-        self.memory.read(advance(self.payload_at, at, self.size), into);
+        // The packet is shorter than the ring, so this wraps once at most.
+        self.memory.read(advance(self.start, 16 + self.header_len + at, self.size), into);
         Ok(())
     }
 
@@ -200,7 +207,7 @@ impl<'a, R: RingMemory> Packet<'a, R> {
     /// elsewhere. The payload may run past the end of the data area and goes on at 0.
     #[inline]
     pub fn payload_offset(&self) -> u32 {
-        self.payload_at
+        advance(self.start, 16 + self.header_len, self.size)
     }
 
     /// The ring's memory.

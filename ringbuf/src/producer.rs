@@ -49,7 +49,7 @@ impl<R: RingMemory> Producer<R> {
     }
 
     /// Starts a batch: packets that become visible together, by one store, when it is committed.
-    #[inline]
+    #[inline(always)]
     pub fn batch(&mut self) -> Batch<'_, R> {
         let Position { write, room } = self.position;
         Batch { memory: &self.memory, size: self.size, write, room, committed: &mut self.position }
@@ -115,6 +115,42 @@ impl<R: RingMemory> Producer<R> {
     }
 }
 
+// Of the committed position and not of the batch, so that no call takes the batch's address: it stays in registers.
+impl Position {
+    /// Asks for the read index again; gives the room there is behind `write`, where an open batch stands.
+    fn refresh<R: RingMemory>(&mut self, memory: &R, size: u32, write: u32) -> Result<u32, RingFault> {
+        // Acquire: the consumer's copies out of the room we are about to overwrite are done.
+        let read = load_read_index(memory, size, Ordering::Acquire)?;
+        self.room = room(self.write, read, size);
+        // Counted from the committed index: a peer may name a read index inside what is not committed yet.
+        Ok(self.room.saturating_sub(used(write, self.write, size)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room<R: RingMemory>(
+        &mut self,
+        memory: &R,
+        size: u32,
+        write: u32,
+        needed: u32,
+    ) -> Result<u32, PushError> {
+        if needed > size - 8 {
+            return Err(PushError::TooLarge);
+        }
+        let room = self.refresh(memory, size, write)?;
+        if needed > room { Err(PushError::Full) } else { Ok(room) }
+    }
+
+    /// After the store of the write index with no mask in sight: whether the consumer had drained what was before.
+    #[inline(never)]
+    fn signal<R: RingMemory>(&mut self, memory: &R, size: u32, old_write: u32) -> Result<Signal, RingFault> {
+        let read = load_read_index(memory, size, Ordering::SeqCst)?;
+        self.room = room(self.write, read, size);
+        Ok(signal::after_write(old_write, read))
+    }
+}
+
 /// Packets being written. Dropped without [`commit`](Self::commit), nothing happened.
 #[derive(Debug)]
 #[must_use = "a batch that is not committed has written nothing"]
@@ -173,13 +209,7 @@ impl<R: RingMemory> Batch<'_, R> {
     /// Bytes a further packet may occupy now. Asks the peer's read index, whose badness is the peer's fault.
     #[inline]
     pub fn room(&mut self) -> Result<usize, RingFault> {
-        // Acquire: the consumer's copies out of the room we are about to overwrite are done.
-        let read = load_read_index(self.memory, self.size, Ordering::Acquire)?;
-        let committed = &mut *self.committed;
-        committed.room = room(committed.write, read, self.size);
-        // Counted from the committed index: a peer may name a read index inside what is not committed yet.
-        let pending = used(self.write, committed.write, self.size);
-        self.room = committed.room.saturating_sub(pending);
+        self.room = self.committed.refresh(self.memory, self.size, self.write)?;
         Ok(self.room as usize)
     }
 
@@ -197,10 +227,11 @@ impl<R: RingMemory> Batch<'_, R> {
 
     /// Makes the packets visible and tells whether the consumer must be woken. The packets are out even where the
     /// peer's read index turns out to be at fault.
-    #[inline]
+    #[inline(always)]
     pub fn commit(self) -> Result<Signal, RingFault> {
         let old_write = self.committed.write;
-        *self.committed = Position { write: self.write, room: self.room };
+        self.committed.write = self.write;
+        self.committed.room = self.room;
         if self.write == old_write {
             return Ok(Signal::Quiet);
         }
@@ -212,9 +243,7 @@ impl<R: RingMemory> Batch<'_, R> {
         if self.memory.load(ControlWord::InterruptMask, Ordering::SeqCst) != 0 {
             return Ok(Signal::Quiet);
         }
-        let read = load_read_index(self.memory, self.size, Ordering::SeqCst)?;
-        self.committed.room = room(self.write, read, self.size);
-        Ok(signal::after_write(old_write, read, 0))
+        self.committed.signal(self.memory, self.size, old_write)
     }
 
     /// Checks that the packet fits, writes descriptor and headers.
@@ -226,15 +255,20 @@ impl<R: RingMemory> Batch<'_, R> {
             return Err(PushError::TooLarge);
         };
         if needed > self.room {
-            self.make_room(needed)?;
+            self.room = self.committed.make_room(self.memory, self.size, self.write, needed)?;
         }
 
         let (start, payload_offset) = (self.write, 16 + header_len);
         let end = start + needed;
-        let (id_at, place) = if end < self.size {
-            (start + 8, Place { payload: start + payload_offset, trailer: end - 8, next: end })
+        // Most packets end before the data area does.
+        let place = if end < self.size {
+            Place { payload: start + payload_offset, trailer: end - 8, next: end }
         } else {
-            wrapped(start, payload_offset, needed, self.size)
+            Place {
+                payload: advance(start, payload_offset, self.size),
+                trailer: advance(start, needed - 8, self.size),
+                next: advance(start, needed, self.size),
+            }
         };
         let descriptor = Descriptor {
             kind: head.kind.packet_kind(),
@@ -242,8 +276,7 @@ impl<R: RingMemory> Batch<'_, R> {
             payload_offset,
             length: needed - 8,
         };
-        self.memory.write_u64(start, descriptor.word());
-        self.memory.write_u64(id_at, head.transaction_id);
+        self.memory.write(start, &descriptor.bytes(head.transaction_id));
         head.kind.write_header(self.memory, start, self.size);
         self.room -= needed;
         Ok(place)
@@ -255,27 +288,6 @@ impl<R: RingMemory> Batch<'_, R> {
         self.memory.write_u64(place.trailer, u64::from(self.write) << 32);
         self.write = place.next;
     }
-
-    #[cold]
-    #[inline(never)]
-    fn make_room(&mut self, needed: u32) -> Result<(), PushError> {
-        if needed > self.size - 8 {
-            return Err(PushError::TooLarge);
-        }
-        self.room()?;
-        if needed > self.room { Err(PushError::Full) } else { Ok(()) }
-    }
-}
-
-/// Ring offsets of the transaction id and the other parts of a packet that reaches the end of the data area.
-#[inline(always)]
-fn wrapped(start: u32, payload_offset: u32, needed: u32, size: u32) -> (u32, Place) {
-    let place = Place {
-        payload: advance(start, payload_offset, size),
-        trailer: advance(start, needed - 8, size),
-        next: advance(start, needed, size),
-    };
-    (advance(start, 8, size), place)
 }
 
 /// `at` moved back by `bytes`.

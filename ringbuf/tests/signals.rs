@@ -211,6 +211,7 @@ fn a_writer_that_does_not_report_its_needs_is_never_signalled_but_gets_its_room(
     batch.push(Outgoing::in_band(&[1; 8])).unwrap();
     let _ = batch.commit().unwrap();
     assert!(consumer.next().unwrap().is_some());
+    assert!(consumer.next().unwrap().is_none());
     assert_eq!(consumer.publish_if_due().unwrap(), Signal::Quiet);
     assert_eq!(producer.room().unwrap(), producer.capacity());
 }

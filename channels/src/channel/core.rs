@@ -162,7 +162,12 @@ impl Core {
     /// Sleeps until the peer signals, somebody nudged since `seen`, or `ready` is. May return early.
     ///
     /// `last_look` runs when no signal can be missed any more; `true` means do not sleep.
-    pub(super) async fn park(&self, seen: u64, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
+    pub(super) async fn park(
+        &self,
+        seen: u64,
+        last_look: impl FnOnce() -> bool,
+        ready: impl Future<Output = ()>,
+    ) {
         let _parked = Parked::new(&self.parked);
         self.wait.sleep(last_look, self.woken(seen, ready)).await;
     }

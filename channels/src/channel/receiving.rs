@@ -58,6 +58,7 @@ impl Incoming {
 }
 
 /// What stood next in the ring.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made, never kept")]
 enum Next {
     Request(Request),
     /// A completion, handed to whoever asked.
@@ -215,7 +216,9 @@ impl Core {
                 return Some(Err(ChannelError::Closed));
             }
             looks += 1;
-            if let Err(error) = self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks)) {
+            if let Err(error) =
+                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
+            {
                 return Some(Err(error));
             }
             lock(&self.replies).take(id).map(Ok)
@@ -245,7 +248,11 @@ impl Core {
         }
     }
 
-    fn look_for_tagged(self: &Arc<Self>, into: &mut Vec<(u64, Reply)>, spin: bool) -> Result<usize, ChannelError> {
+    fn look_for_tagged(
+        self: &Arc<Self>,
+        into: &mut Vec<(u64, Reply)>,
+        spin: bool,
+    ) -> Result<usize, ChannelError> {
         let mut incoming = lock(&self.incoming);
         incoming.mask();
         let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
@@ -294,7 +301,10 @@ impl Core {
         Ok(())
     }
 
-    fn next_request(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Result<Request, Nothing>, ChannelError> {
+    fn next_request(
+        self: &Arc<Self>,
+        incoming: &mut Incoming,
+    ) -> Result<Result<Request, Nothing>, ChannelError> {
         loop {
             if incoming.queued.is_empty() && !incoming.consumer.has_unread()? {
                 return Ok(Err(Nothing::Empty));
@@ -329,7 +339,8 @@ impl Core {
         if free == 0 {
             return Ok(Some(Nothing::AtLimit));
         }
-        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
+        incoming.grants =
+            lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
@@ -340,9 +351,9 @@ impl Core {
             PacketKind::Completion => {
                 let mut reply = Reply::from_elem(0, packet.payload_len());
                 packet.read_payload(0, &mut reply).map_err(short)?;
-                lock(&self.replies)
-                    .complete(packet.transaction_id, reply)
-                    .map_err(|_| ChannelError::Protocol("completed a request that is not in flight".into()))?;
+                lock(&self.replies).complete(packet.transaction_id, reply).map_err(|_| {
+                    ChannelError::Protocol("completed a request that is not in flight".into())
+                })?;
                 Next::Routed
             }
             PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {
@@ -364,13 +375,15 @@ impl Core {
             PacketKind::InBand | PacketKind::Completion => Attached::Nothing,
             PacketKind::GpaDirect => {
                 let memory = self.side.memory();
-                let ranges = GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
+                let ranges =
+                    GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
                 let pages: Result<SmallVec<[GuestPages; 1]>, _> =
                     ranges.ranges().map(|range| memory.pages(range)).collect();
                 Attached::Pages(pages?)
             }
             PacketKind::TransferPages => {
-                let pages = TransferPages::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
+                let pages = TransferPages::parse(&header)
+                    .map_err(|error| ChannelError::Protocol(error.to_string()))?;
                 let ranges = pages.ranges().iter();
                 let ranges = ranges.map(|range| (range.byte_offset.get(), range.byte_count.get())).collect();
                 Attached::Transfer { set_id: pages.set_id(), ranges }

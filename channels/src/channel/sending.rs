@@ -100,7 +100,8 @@ impl Core {
                 break;
             }
             room -= size;
-            packet.transaction_id = replies.start_tagged(request.tag, request.range.iter().cloned().collect());
+            packet.transaction_id =
+                replies.start_tagged(request.tag, request.range.iter().cloned().collect());
             batch.push(packet).map_err(|error| refused(error, size, ring))?;
             sent += 1;
         }
@@ -113,7 +114,9 @@ impl Core {
 
     fn try_send(&self, packet: &Packet<'_>, size: usize) -> Result<Sent, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+            return Err(ChannelError::Closed);
+        };
         if producer.known_room() < size + *reserved && producer.room()? < size + *reserved {
             return Ok(Sent::NoRoom);
         }
@@ -157,7 +160,9 @@ impl Core {
         completions: impl IntoIterator<Item = (u64, &'a [u8])>,
     ) -> Result<(), ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+            return Err(ChannelError::Closed);
+        };
         let ring = producer.capacity();
         let mut batch = producer.batch();
         let mut result = Ok(());

@@ -88,7 +88,8 @@ impl Wait {
         let waker = Waker::from(Arc::clone(&alarm));
         let mut context = Context::from_waker(&waker);
         let mut ready = pin!(ready);
-        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        let timeout = timeout
+            .map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
         match self {
             Self::Own(side, _) => {
                 side.clear_flags();
@@ -96,7 +97,8 @@ impl Wait {
                     return Ok(true);
                 }
                 let Some(bell) = side.bell() else { return Ok(true) };
-                let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alarm.0.as_fd(), PollFlags::POLLIN)];
+                let mut fds =
+                    [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alarm.0.as_fd(), PollFlags::POLLIN)];
                 let woken = poll_retrying(&mut fds, timeout)?;
                 if fds[0].any() == Some(true) {
                     side.drain_bell();

@@ -1,5 +1,5 @@
 //! Telling a guest that its memory was written, for virtual machines that have to be told
-//! (`docs/src/protocol/attach.md`, "MEM_DIRTY").
+//! (`docs/src/protocol/attach.md`, "Duties").
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -16,8 +16,8 @@ use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
 
 use super::{OfferedDevice, Offers, ROOT_DOMAIN};
 use crate::channel::{Channel, Core, Limits, Side, Wait};
-use crate::sources;
 use crate::error::{Error, Refusal};
+use crate::sources;
 use crate::spin::Spin;
 
 /// The event area that all channels without one of their own share, and that announces messages.
@@ -32,7 +32,12 @@ const CHANNEL_CONNECTION: u32 = 0x2000;
 const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
 
 pub(super) enum Command {
-    Open { relid: u32, ring_pages: usize, user_data: UserDefined, reply: oneshot::Sender<Result<Channel, Error>> },
+    Open {
+        relid: u32,
+        ring_pages: usize,
+        user_data: UserDefined,
+        reply: oneshot::Sender<Result<Channel, Error>>,
+    },
     /// The last handle of a channel is gone.
     Close { relid: u32, open_id: u32 },
     /// The last handle of the guest is gone.
@@ -109,7 +114,11 @@ impl Task {
         }
     }
 
-    pub(super) async fn run(mut self, versions: RangeInclusive<Version>, joined: oneshot::Sender<Result<Version, Error>>) {
+    pub(super) async fn run(
+        mut self,
+        versions: RangeInclusive<Version>,
+        joined: oneshot::Sender<Result<Version, Error>>,
+    ) {
         self.joined = Some(joined);
         let (oldest, newest) = (*versions.start(), *versions.end());
         let result = match self.client.connect(versions) {
@@ -223,7 +232,6 @@ impl Task {
 
     // ---- opening and closing ----
 
-    #[expect(clippy::type_complexity, reason = "the reply comes back with the error")]
     fn begin_open(
         &mut self,
         relid: u32,
@@ -275,7 +283,9 @@ impl Task {
     }
 
     fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
-        let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else { return };
+        let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else {
+            return;
+        };
         let request = client::OpenRequest {
             ring_gpadl: gpadl,
             downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
@@ -313,7 +323,6 @@ impl Task {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "what to say to whom")]
     fn build(&mut self, relid: u32) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
         let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
@@ -330,7 +339,8 @@ impl Task {
         } else {
             Wait::own(&side)
         };
-        let core = Core::new(side, wait, incoming, outgoing, LIMITS).map_err(|fault| Error::Channel(fault.into()))?;
+        let core = Core::new(side, wait, incoming, outgoing, LIMITS)
+            .map_err(|fault| Error::Channel(fault.into()))?;
         core.set_spin(self.spin);
         channel.core = Some(Arc::clone(&core));
         let reply = channel.reply.take().ok_or(Error::Rescinded)?;
@@ -378,7 +388,11 @@ impl Task {
     }
 
     fn close(&mut self, relid: u32, open_id: u32) {
-        if self.channels.get(&relid).is_some_and(|channel| channel.open_id == open_id && channel.core.is_some()) {
+        if self
+            .channels
+            .get(&relid)
+            .is_some_and(|channel| channel.open_id == open_id && channel.core.is_some())
+        {
             let _ = self.client.close(relid);
             self.finish(relid, None);
         }
@@ -424,7 +438,9 @@ impl Task {
                 ClientAction::Offered(offer) => self.offered(&offer),
                 ClientAction::AllOffersDelivered => self.offers.send_modify(|offers| offers.complete = true),
                 ClientAction::Rescinded { relid } => self.rescinded(relid),
-                ClientAction::GpadlCreated { relid, gpadl, result } => self.gpadl_created(relid, gpadl, result),
+                ClientAction::GpadlCreated { relid, gpadl, result } => {
+                    self.gpadl_created(relid, gpadl, result)
+                }
                 ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
                 ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
                 ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),

@@ -11,10 +11,11 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::AbortHandle;
 use vmbus_core::Version;
 use vmbus_core::server::{Quotas, ServerConfig};
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     devices: Mutex<Devices>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
+    /// A partition has left.
+    left: Notify,
     events: broadcast::Sender<Event>,
 }
 
@@ -112,6 +115,7 @@ impl RootBuilder {
             devices: Mutex::default(),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
+            left: Notify::new(),
             events: broadcast::channel(EVENTS_KEPT).0,
         };
         Root { inner: Arc::new(inner), _tasks: Arc::default() }
@@ -152,8 +156,8 @@ impl Root {
 
     fn accept_at(&self, path: &Path, name: Option<Arc<str>>) -> Result<(), Error> {
         let listener = Listener::bind(path)?;
-        let readiness =
-            reactor::readable(listener.as_fd()).map_err(Error::io(format!("waiting at {}", path.display())))?;
+        let readiness = reactor::readable(listener.as_fd())
+            .map_err(Error::io(format!("waiting at {}", path.display())))?;
         let task = greeting::accept(Arc::clone(&self.inner), listener, readiness, name);
         lock(&self._tasks.0).push(tokio::spawn(task).abort_handle());
         Ok(())
@@ -201,10 +205,14 @@ impl Root {
     pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let output = end.await;
         self.inner.command_all(|| Command::Detach);
-        while !lock(&self.inner.partitions).is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        loop {
+            let mut left = pin!(self.inner.left.notified());
+            left.as_mut().enable();
+            if lock(&self.inner.partitions).is_empty() {
+                return output;
+            }
+            left.await;
         }
-        output
     }
 }
 
@@ -233,6 +241,7 @@ impl Inner {
     /// A partition's task has ended.
     fn gone(&self, client: &Client, why: String) {
         lock(&self.partitions).remove(&client.id);
+        self.left.notify_waiters();
         self.tell(Event::Detached { client: client.clone(), why });
         self.command_all(|| Command::Reconsider);
     }

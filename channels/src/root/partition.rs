@@ -9,21 +9,21 @@ use std::sync::atomic::AtomicU32;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
+use vmbus_core::Version;
 use vmbus_core::server::{
     Answer, AskId, DeviceKey, OfferParams, Open, Question, Server, ServerAction, ServerInput,
 };
-use vmbus_core::Version;
-use vmbus_ringbuf::RingMemory;
 use vmbus_partition::{FromGuest, LinkError, RefusedWhat, RootEnd, reactor};
+use vmbus_ringbuf::RingMemory;
 
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use super::{Inner, lock};
 use crate::channel::{Channel, Core, Limits, Side, Wait, Writes};
-use crate::sources;
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::provider::{Client, OpenRequest};
+use crate::sources;
 
 /// The event area that all channels without one of their own share, and that announces messages.
 const SHARED_AREA: u32 = 0;
@@ -39,7 +39,11 @@ pub(super) enum Command {
     /// Devices came or went, or a guest that kept one for itself has left.
     Reconsider,
     /// A session is over and nothing of its channel is in use.
-    Ended { relid: u32, device: DeviceKey, result: Result<(), ChannelError> },
+    Ended {
+        relid: u32,
+        device: DeviceKey,
+        result: Result<(), ChannelError>,
+    },
     Status(oneshot::Sender<PartitionStatus>),
     Detach,
 }
@@ -384,7 +388,8 @@ impl Partition {
         let device = offered.device.clone();
         // A guest that is told no connection id of its own signals where all such guests do.
         let connected = self.server.connection();
-        let area = if connected.is_some_and(|now| now.version == Version::V1) { SHARED_AREA } else { offered.area };
+        let area =
+            if connected.is_some_and(|now| now.version == Version::V1) { SHARED_AREA } else { offered.area };
         let memory = self.end.memory();
         let refuse = |error: &dyn std::fmt::Display| Refusal::new(error.to_string());
         let pages = open.ring.whole_pages().ok_or_else(|| Refusal::new("the rings are not whole pages"))?;
@@ -416,7 +421,8 @@ impl Partition {
         } else {
             Wait::own(&side)
         };
-        let limits = Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
+        let limits =
+            Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
         let core = Core::new(side, wait, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
         core.set_spin(self.root.spin);
 
@@ -433,7 +439,11 @@ impl Partition {
         });
         let connection_id = open.connection_id;
         self.open.insert(relid, OpenChannel { core, flag, connection_id, closing: false, ended: false });
-        self.root.tell(Event::Opened { client: self.client.clone(), device: device.offer.name.clone(), relid });
+        self.root.tell(Event::Opened {
+            client: self.client.clone(),
+            device: device.offer.name.clone(),
+            relid,
+        });
         Ok(())
     }
 
@@ -457,7 +467,8 @@ impl Partition {
         self.by_connection.remove(&channel.connection_id);
         channel.ended = true;
         let asked_for = channel.closing;
-        let name = self.offered.get(&device).map(|offered| offered.device.offer.name.clone()).unwrap_or_default();
+        let name =
+            self.offered.get(&device).map(|offered| offered.device.offer.name.clone()).unwrap_or_default();
         let error = match result {
             Ok(()) | Err(ChannelError::Closed) => None,
             Err(error) => Some(error.to_string()),

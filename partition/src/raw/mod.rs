@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod copy;
+mod doubled;
 mod fds;
 mod io;
 mod map;
@@ -12,6 +13,7 @@ mod map;
 mod register;
 mod view;
 
+pub(crate) use doubled::Doubled;
 pub(crate) use fds::{peer_process, process, read_nowait, receive};
 pub(crate) use io::{Direction, Part, transfer};
 pub(crate) use map::{Map, Piece};

@@ -21,8 +21,8 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
-    pub(crate) fn whole(map: Map) -> Self {
-        Self { base: map.base(), len: map.len(), map: Arc::new(map) }
+    pub(crate) fn whole(map: Arc<Map>) -> Self {
+        Self { base: map.base(), len: map.len(), map }
     }
 
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Self {

@@ -132,6 +132,7 @@ impl Siege {
                 let answer = if refuse { Answer::Deny(Status(5)) } else { Answer::Allow };
                 self.input(ServerInput::Decided { id, answer });
             }
+            Owed::GuestDecision(_) => {}
             Owed::Opened(relid) => {
                 if refuse {
                     self.serving.remove(&relid);

@@ -34,10 +34,12 @@ impl Dice {
     }
 }
 
-/// Something that the root's policy or devices owe the server an answer to.
+/// Something that policy or devices owe an answer to.
 #[derive(Clone, Debug)]
 pub(crate) enum Owed {
     Decision(AskId),
+    /// This one is the guest's policy's to answer.
+    GuestDecision(AskId),
     Opened(u32),
     Closed(u32),
     GpadlReleased(u32, u32),
@@ -279,6 +281,7 @@ impl Pair {
                         self.to_root.push_back((connection_id, payload));
                     }
                 }
+                ClientAction::Ask { id, .. } => self.owed.push(Owed::GuestDecision(id)),
                 action => self.events.push(action),
             }
         }
@@ -326,10 +329,12 @@ impl Pair {
 
     pub(crate) fn answer(&mut self, owed: Owed) {
         let refuse = self.refuse_one_in > 0 && self.dice.one_in(self.refuse_one_in);
+        let answer = if refuse { Answer::Deny(Status::ACCESS_DENIED) } else { Answer::Allow };
         let input = match owed {
-            Owed::Decision(id) => {
-                let answer = if refuse { Answer::Deny(Status::ACCESS_DENIED) } else { Answer::Allow };
-                ServerInput::Decided { id, answer }
+            Owed::Decision(id) => ServerInput::Decided { id, answer },
+            Owed::GuestDecision(id) => {
+                self.client.decided(id, answer);
+                return self.collect();
             }
             Owed::Opened(relid) => {
                 if refuse {

@@ -190,25 +190,23 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes bytes zeros, without sending any.
+    /// Makes bytes zeros, without sending any. Their room stays theirs where the disk can arrange it.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.check(offset, len)?;
-        let sector = u64::from(self.info.sector_size);
-        let (mut lba, mut left) = (offset / sector, len / sector);
-        let zeros = self.buffer(self.info.sector_size as usize)?;
-        zeros.mapping().fill_zero(0, self.info.sector_size as usize);
-        while left > 0 {
-            let blocks = u32::try_from(left.min(UNMAP_SECTORS)).unwrap_or(u32::MAX);
-            let range = BlockRange { form: CdbForm::Sixteen, ..BlockRange::new(lba, blocks) };
-            let outcome =
-                self.controller.run(self.lun, &Command::WriteSame(range), Some(zeros.range(..))).await?;
-            DiskError::check("WRITE SAME", outcome)?;
-            (lba, left) = (lba + u64::from(blocks), left - u64::from(blocks));
-        }
-        Ok(())
+        self.fill_with_zeroes(offset, len, 0).await
+    }
+
+    /// Makes bytes zeros and gives their room back, as punching a hole into a file does. Writes zeros on a disk that
+    /// gives none back. Unlike after [`discard`](Self::discard) one may count on the zeros.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn punch_hole(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        // A disk that lets blocks go which would not read as zeros has to write them all the same (SBC, WRITE SAME).
+        let options = if self.info.discards { BlockRange::UNMAP } else { 0 };
+        self.fill_with_zeroes(offset, len, options).await
     }
 
     /// Copies bytes out of the disk, by way of shared memory.
@@ -237,6 +235,23 @@ impl Disk {
         let version = self.controller.version();
         let channel = self.controller.into_channel()?;
         Some(DiskQueue::new(channel.into_blocking(), version, self.lun, self.info))
+    }
+
+    async fn fill_with_zeroes(&self, offset: u64, len: u64, options: u8) -> Result<(), DiskError> {
+        self.check(offset, len)?;
+        let sector = u64::from(self.info.sector_size);
+        let (mut lba, mut left) = (offset / sector, len / sector);
+        let zeros = self.buffer(self.info.sector_size as usize)?;
+        zeros.mapping().fill_zero(0, self.info.sector_size as usize);
+        while left > 0 {
+            let blocks = u32::try_from(left.min(UNMAP_SECTORS)).unwrap_or(u32::MAX);
+            let range = BlockRange { form: CdbForm::Sixteen, ..BlockRange::new(lba, blocks).with(options) };
+            let outcome =
+                self.controller.run(self.lun, &Command::WriteSame(range), Some(zeros.range(..))).await?;
+            DiskError::check("WRITE SAME", outcome)?;
+            (lba, left) = (lba + u64::from(blocks), left - u64::from(blocks));
+        }
+        Ok(())
     }
 
     async fn transfer_all(

@@ -1,0 +1,66 @@
+//! What happens on a bus, as JSON lines for programs.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use vmbus_channels::Event;
+
+/// Prints events until the root ends or nobody reads them.
+pub(crate) async fn print(mut events: Receiver<Event>) {
+    loop {
+        let line = match events.recv().await {
+            Ok(event) => match describe(&event) {
+                Some(line) => line,
+                None => continue,
+            },
+            Err(RecvError::Lagged(missed)) => json!({ "event": "missed", "events": missed }),
+            Err(RecvError::Closed) => return,
+        };
+        if say(&line).is_err() {
+            return;
+        }
+    }
+}
+
+/// One line.
+pub(crate) fn say(line: &Value) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+fn describe(event: &Event) -> Option<Value> {
+    Some(match event {
+        Event::Attached { client, extended } => {
+            json!({ "event": "attached", "guest": &*client.name, "id": client.id, "extended": extended })
+        }
+        Event::Detached { client, why } => {
+            json!({ "event": "detached", "guest": &*client.name, "id": client.id, "why": why })
+        }
+        Event::Connected { client, version } => {
+            json!({ "event": "connected", "guest": &*client.name, "id": client.id, "version": version.to_string() })
+        }
+        Event::Disconnected { client } => json!({ "event": "disconnected", "guest": &*client.name, "id": client.id }),
+        Event::Opened { client, device, relid } => {
+            json!({ "event": "opened", "guest": &*client.name, "id": client.id, "device": device, "channel": relid })
+        }
+        Event::Closed { client, device, relid, error } => json!({
+            "event": "closed", "guest": &*client.name, "id": client.id, "device": device, "channel": relid,
+            "error": error,
+        }),
+        Event::Refused { client, what, reason } => {
+            json!({ "event": "refused", "guest": &*client.name, "id": client.id, "what": what, "reason": reason })
+        }
+        Event::Fault { client, fault } => {
+            json!({ "event": "fault", "guest": &*client.name, "id": client.id, "fault": fault.to_string() })
+        }
+        Event::Crashed { client, message } => {
+            json!({ "event": "crashed", "guest": &*client.name, "id": client.id, "message": message })
+        }
+        Event::AttachFailed { why } => json!({ "event": "attach_failed", "why": why }),
+        Event::ListenerFailed { path, why } => json!({ "event": "listener_failed", "path": path, "why": why }),
+        // Events may be added; those that this command does not know it does not tell.
+        _ => return None,
+    })
+}
