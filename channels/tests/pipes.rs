@@ -1,4 +1,5 @@
 //! Channels as pipes.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vmbus_channels::test_utils::join;

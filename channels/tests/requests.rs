@@ -1,4 +1,5 @@
 //! Requests and completions on one channel: order, depth, memory, ends.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::time::Duration;
 

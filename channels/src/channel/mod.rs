@@ -30,13 +30,13 @@ use crate::spin::Spin;
 /// One end of an open channel. Both ends have the same one: either may send requests and complete the other's.
 ///
 /// All methods work on a shared reference, from several tasks at a time; requests go to whoever receives first.
-/// Dropping the last handle closes the channel.
+/// Dropping it closes the channel.
 pub struct Channel {
     core: Arc<Core>,
     _end: End,
 }
 
-/// Closes the channel when the last handle is gone.
+/// Closes the channel when its handle is gone.
 struct End(Arc<Core>, Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Drop for End {
@@ -49,7 +49,7 @@ impl Drop for End {
 }
 
 impl Channel {
-    /// `then` runs after the last handle is gone.
+    /// `then` runs after the handle is gone.
     pub(crate) fn new(core: Arc<Core>, then: Option<Box<dyn FnOnce() + Send + Sync>>) -> Self {
         Self { core: Arc::clone(&core), _end: End(core, then) }
     }

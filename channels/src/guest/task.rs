@@ -232,7 +232,6 @@ impl Task {
 
     // ---- opening and closing ----
 
-    #[expect(clippy::type_complexity, reason = "the reply comes back with the error")]
     fn begin_open(
         &mut self,
         relid: u32,
@@ -324,7 +323,6 @@ impl Task {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "what to say to whom")]
     fn build(&mut self, relid: u32) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
         let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
