@@ -99,6 +99,12 @@ impl Core {
         self.nudge();
     }
 
+    /// Returns when nobody touches the rings of the closed channel any more.
+    pub(crate) fn quiesce(&self) {
+        debug_assert!(self.is_closed());
+        drop(lock(&self.incoming));
+    }
+
     /// Closes the channel if `result` says that the peer broke its rules.
     pub(super) fn judge<T>(&self, result: Result<T, ChannelError>) -> Result<T, ChannelError> {
         if let Err(error) = &result

@@ -122,8 +122,7 @@ impl Core {
         at_most: usize,
         into: &mut impl Extend<Request>,
     ) -> Result<usize, ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
+        let mut incoming = self.enter()?;
         let mut taken = 0;
         while taken < at_most && !self.is_closed() {
             match self.next_request(&mut incoming)? {
@@ -138,8 +137,7 @@ impl Core {
 
     /// Looks for a request as long as looking pays. `Ok(Ok(None))`: closed.
     fn look_for_request(self: &Arc<Self>) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
+        let Ok(mut incoming) = self.enter() else { return Ok(Ok(None)) };
         let mut spinner = incoming.spinner.clone();
         let mut looks = 0;
         let mut nothing = Nothing::Empty;
@@ -201,33 +199,14 @@ impl Core {
         }
     }
 
-    /// Reads the ring until the reply to `id` is there, as long as looking pays or once.
+    /// The reply to `id` if it is there, or comes while looking pays.
     fn look_for_reply(self: &Arc<Self>, id: u64, spin: bool) -> Result<Option<Reply>, ChannelError> {
         if let Some(reply) = lock(&self.replies).take(id) {
             return Ok(Some(reply));
         }
         // Whoever holds the ring hands us our reply, too.
-        let Ok(mut incoming) = self.incoming.try_lock() else { return Ok(None) };
-        incoming.mask();
-        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
-        let mut looks = 0;
-        let found = spinner.look(|| {
-            if self.is_closed() {
-                return Some(Err(ChannelError::Closed));
-            }
-            looks += 1;
-            if let Err(error) =
-                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
-            {
-                return Some(Err(error));
-            }
-            lock(&self.replies).take(id).map(Ok)
-        });
-        if spin {
-            incoming.spinner = spinner;
-        }
-        self.leave(incoming)?;
-        found.transpose()
+        let Ok(incoming) = self.incoming.try_lock() else { return Ok(None) };
+        self.route_until(self.entered(incoming)?, spin, || lock(&self.replies).take(id))
     }
 
     /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
@@ -253,37 +232,43 @@ impl Core {
         into: &mut Vec<(u64, Reply)>,
         spin: bool,
     ) -> Result<usize, ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
+        let found = self.route_until(self.enter()?, spin, || {
+            let count = lock(&self.replies).take_tagged(into);
+            (count > 0).then_some(count)
+        })?;
+        Ok(found.unwrap_or(0))
+    }
+
+    /// Hands out all completions that are there; requests wait for who receives them.
+    pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
+        self.route_until(self.enter()?, false, || Some(())).map(drop)
+    }
+
+    /// Hands out completions until `found` gives something: once, or, with `spin`, as long as looking pays.
+    fn route_until<T>(
+        self: &Arc<Self>,
+        mut incoming: MutexGuard<'_, Incoming>,
+        spin: bool,
+        mut found: impl FnMut() -> Option<T>,
+    ) -> Result<Option<T>, ChannelError> {
         let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
         let mut looks = 0;
-        let found = spinner.look(|| {
+        let result = spinner.look(|| {
             if self.is_closed() {
                 return Some(Err(ChannelError::Closed));
             }
             looks += 1;
-            if let Err(error) =
-                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
-            {
-                return Some(Err(error));
+            let routed = self.route(&mut incoming);
+            match routed.and_then(|()| self.publish_while_looking(&mut incoming, looks)) {
+                Ok(()) => found().map(Ok),
+                Err(error) => Some(Err(error)),
             }
-            let count = lock(&self.replies).take_tagged(into);
-            (count > 0).then_some(Ok(count))
         });
         if spin {
             incoming.spinner = spinner;
         }
         self.leave(incoming)?;
-        found.unwrap_or(Ok(0))
-    }
-
-    /// Hands out all completions that are there; requests wait for who receives them.
-    pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
-        let routed = self.route(&mut incoming);
-        self.leave(incoming)?;
-        routed
+        result.transpose()
     }
 
     fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ChannelError> {
@@ -392,6 +377,23 @@ impl Core {
         Ok(Request::new(self, packet.transaction_id, packet.completion_requested, payload, attached))
     }
 
+    /// Takes the ring, masked, unless the channel is closed. Nobody touches the memory of a closed channel's rings
+    /// after [`close`](Self::close) and one more lock of `incoming`, so that it can be used for something else.
+    fn enter(&self) -> Result<MutexGuard<'_, Incoming>, ChannelError> {
+        self.entered(lock(&self.incoming))
+    }
+
+    fn entered<'a>(
+        &self,
+        mut incoming: MutexGuard<'a, Incoming>,
+    ) -> Result<MutexGuard<'a, Incoming>, ChannelError> {
+        if self.is_closed() {
+            return Err(ChannelError::Closed);
+        }
+        incoming.mask();
+        Ok(incoming)
+    }
+
     /// Gives ring space back while looking, but late: publishing moves a cache line that the peer is writing.
     fn publish_while_looking(&self, incoming: &mut Incoming, looks: u32) -> Result<(), ChannelError> {
         if looks == LOOKS_BEFORE_PUBLISHING && incoming.consumer.publish()?.is_ring() {
@@ -402,7 +404,11 @@ impl Core {
 
     /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
     fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
-        while incoming.masked && self.parked.load(Ordering::Relaxed) > 0 && self.unmask(&mut incoming)? {
+        while !self.is_closed()
+            && incoming.masked
+            && self.parked.load(Ordering::Relaxed) > 0
+            && self.unmask(&mut incoming)?
+        {
             if incoming.queued.len() == QUEUED_AT_MOST {
                 self.nudge();
                 break;
@@ -431,7 +437,7 @@ impl Core {
         match nothing {
             Nothing::Empty => {
                 let mut incoming = lock(&self.incoming);
-                !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
+                self.is_closed() || !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
             Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,

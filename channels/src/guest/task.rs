@@ -407,6 +407,7 @@ impl Task {
         }
         if let Some(core) = &channel.core {
             core.close();
+            core.quiesce();
         }
         if let (Some(reply), Some(error)) = (channel.reply.take(), error) {
             let _ = reply.send(Err(error));
