@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
 
-use super::receiving::{GRANTS_AT_ONCE, Incoming};
+use super::receiving::Incoming;
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
@@ -66,7 +66,7 @@ impl Core {
         limits: Limits,
     ) -> Result<Arc<Self>, RingFault> {
         let mut outgoing = Outgoing::new(outgoing)?;
-        let grants = outgoing.reserve(limits.requests.min(GRANTS_AT_ONCE), limits.completion_size())?;
+        let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
             side,
             wait,

@@ -325,7 +325,7 @@ impl Core {
             return Ok(Some(Nothing::AtLimit));
         }
         incoming.grants =
-            lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
+            lock(&self.outgoing).reserve(free, self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
