@@ -89,3 +89,21 @@ fn a_packet_of_half_a_small_ring_fits_and_one_of_all_of_it_is_refused() {
         assert!(matches!(all, Err(ChannelError::TooLarge { .. })), "{all:?}");
     });
 }
+
+#[test]
+fn a_reply_comes_while_notices_that_nobody_takes_lie_in_front_of_it() {
+    on_one_thread(async {
+        let (_root, _guest, channel) = open(Later { notices: 3 }, 16).await;
+        assert_eq!(&channel.send(b"question", []).await.unwrap().reply().await.unwrap()[..], b"answered");
+        assert_eq!(channel.recv().await.unwrap().unwrap().payload(), b"a notice");
+    });
+}
+
+#[test]
+fn notices_are_dropped_where_nobody_wants_them() {
+    on_one_thread(async {
+        let (_root, _guest, channel) = open(Later { notices: 1000 }, 16).await;
+        channel.discard_notices();
+        assert_eq!(&channel.send(b"question", []).await.unwrap().reply().await.unwrap()[..], b"answered");
+    });
+}

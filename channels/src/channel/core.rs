@@ -47,6 +47,8 @@ pub(crate) struct Core {
     pub(super) in_flight: AtomicUsize,
     /// Answer in place of a request that was dropped unanswered.
     pub(super) abandoned: OnceLock<Bytes>,
+    /// Nobody receives: packets that want no answer are dropped.
+    pub(super) deaf: AtomicBool,
     closed: AtomicBool,
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
@@ -77,6 +79,7 @@ impl Core {
             parked: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             abandoned: OnceLock::new(),
+            deaf: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
