@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::coop::consume_budget;
 use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
 
@@ -177,6 +178,8 @@ impl Core {
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
     ) {
+        // A peer that signals all the time makes every sleep return at once: others get their turn all the same.
+        consume_budget().await;
         let _parked = Parked::new(&self.parked);
         self.wait.sleep(last_look, self.woken(seen, ready)).await;
     }
