@@ -211,7 +211,7 @@ impl Task {
                     }
                 }
                 Some(FromRoot::Refused(refusal)) => match refusal.what {
-                    RefusedWhat::Open(relid) => _ = self.reasons.insert(relid, refusal.reason),
+                    RefusedWhat::Open(relid) => self.reason(relid, refusal.reason),
                     RefusedWhat::Attach => return Err(Error::Refused(Refusal::new(refusal.reason))),
                     RefusedWhat::Share(_) | RefusedWhat::Other(..) => {}
                 },
@@ -343,6 +343,7 @@ impl Task {
             .map_err(|fault| Error::Channel(fault.into()))?;
         core.set_spin(self.spin);
         channel.core = Some(Arc::clone(&core));
+        self.reasons.remove(&relid);
         let reply = channel.reply.take().ok_or(Error::Rescinded)?;
         let (commands, open_id) = (self.commands.clone(), channel.open_id);
         let closed = Box::new(move || _ = commands.send(Command::Close { relid, open_id }));
@@ -360,6 +361,14 @@ impl Task {
             Failure::Cancelled | Failure::Disconnected => Error::Disconnected,
         };
         self.finish(relid, Some(error));
+    }
+
+    /// Keeps the reason for a refusal that is known or still to come; one for anything else is of no use.
+    fn reason(&mut self, relid: u32, reason: String) {
+        let opening = self.channels.get(&relid).is_some_and(|channel| channel.core.is_none());
+        if opening || self.refused.iter().any(|refused| refused.relid == relid) {
+            self.reasons.insert(relid, reason);
+        }
     }
 
     fn await_reason(&mut self, relid: u32, status: Status) {
@@ -401,6 +410,9 @@ impl Task {
     /// Lets go of a channel that is not open any more; its memory is free when the host has let go of it, too.
     fn finish(&mut self, relid: u32, error: Option<Error>) {
         let Some(mut channel) = self.channels.remove(&relid) else { return };
+        if error.is_some() {
+            self.reasons.remove(&relid);
+        }
         self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
         self.areas.give_back(channel.area);
         if let Some(core) = &channel.core {
