@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use vmbus_partition::attach::{AttachLimits, Attaching};
-use vmbus_partition::{Listener, query, reactor};
+use vmbus_partition::{Listener, Refusal, RefusedWhat, query, reactor};
 
-use super::Inner;
+use super::{Inner, lock};
 use crate::event::Event;
 
 /// How long a connection may take to say who it is.
@@ -20,7 +20,7 @@ const GREETINGS: usize = 64;
 /// Pause after the system refused to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts partitions at one socket until the root ends. `vm` names those that give no name.
+/// Accepts partitions at one socket until the root ends. `vm` is the name of all that attach there.
 pub(super) async fn accept(
     root: Arc<Inner>,
     listener: Listener,
@@ -85,9 +85,27 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
         .map_err(|error| error.to_string())?;
     loop {
         if let Some(end) = attaching.advance().map_err(|error| error.to_string())? {
+            if let Err(reason) = root.admit_name(&end.info().name, vm.as_deref()) {
+                let told = Refusal { what: RefusedWhat::Attach, code: 0, reason: reason.clone() };
+                let _ = end.refuse(&told).and_then(|()| end.flush());
+                return Err(reason);
+            }
             root.attach(end);
             return Ok(());
         }
         wait().await?;
+    }
+}
+
+impl Inner {
+    /// Whether a partition may call itself `name` at the socket of virtual machine `vm`, or at one for processes.
+    fn admit_name(&self, name: &str, vm: Option<&str>) -> Result<(), String> {
+        match vm {
+            Some(vm) if vm != name => Err(format!("`{name}` attached at the socket of `{vm}`")),
+            None if lock(&self.vm_names).contains(name) => {
+                Err(format!("the name `{name}` belongs to who attaches at a socket of its own"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }

@@ -6,7 +6,7 @@ mod partition;
 mod policy;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     devices: Mutex<Devices>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
+    /// Names that belong to whoever attaches at a socket of its own.
+    vm_names: Mutex<BTreeSet<Arc<str>>>,
     /// Nobody attaches any more. Written under the lock of `partitions`.
     closing: AtomicBool,
     /// A partition has left.
@@ -123,6 +125,7 @@ impl RootBuilder {
             devices: Mutex::default(),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
+            vm_names: Mutex::default(),
             closing: AtomicBool::new(false),
             left: Notify::new(),
             events: broadcast::channel(EVENTS_KEPT).0,
@@ -155,12 +158,16 @@ impl Root {
         self.accept_at(path.as_ref(), None)
     }
 
-    /// Lets the virtual machine `name` attach at `path`: partitions that give no name of their own get this one.
+    /// Lets the virtual machine `name` attach at `path`. Partitions there have this name and no other, and partitions
+    /// elsewhere do not get it, so that what is for `name` is for who may use the socket at `path`.
     ///
     /// # Errors
     /// As [`listen_at`](Self::listen_at).
     pub fn listen_for_vm(&self, name: &str, path: impl AsRef<Path>) -> Result<(), Error> {
-        self.accept_at(path.as_ref(), Some(name.into()))
+        let name: Arc<str> = name.into();
+        self.accept_at(path.as_ref(), Some(Arc::clone(&name)))?;
+        lock(&self.inner.vm_names).insert(name);
+        Ok(())
     }
 
     fn accept_at(&self, path: &Path, name: Option<Arc<str>>) -> Result<(), Error> {
