@@ -106,7 +106,8 @@ impl Core {
     /// Returns when nobody touches the rings of the closed channel any more.
     pub(crate) fn quiesce(&self) {
         debug_assert!(self.is_closed());
-        drop(lock(&self.incoming));
+        // Requests that nobody took refer to the channel, which would keep itself.
+        drop(lock(&self.incoming).take_queued());
     }
 
     /// Closes the channel if `result` says that the peer broke its rules.

@@ -129,6 +129,7 @@ impl Task {
         for channel in self.channels.values() {
             if let Some(core) = &channel.core {
                 core.close();
+                core.quiesce();
             }
         }
         if let Some(joined) = self.joined.take() {
