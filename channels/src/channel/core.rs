@@ -98,7 +98,8 @@ impl Core {
 
     /// Nothing is read or written from here on; everybody who waits is told.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        // Sequentially consistent as in `request_ended`: either the last request sees this, or `landed` its end.
+        self.closed.store(true, Ordering::SeqCst);
         lock(&self.outgoing).shut();
         self.nudge();
     }
@@ -135,7 +136,7 @@ impl Core {
         loop {
             let seen = self.nudges();
             drop(lock(&self.incoming).take_queued());
-            if self.in_flight.load(Ordering::Acquire) == 0 {
+            if self.in_flight.load(Ordering::SeqCst) == 0 {
                 return;
             }
             self.nudged(seen).await;
@@ -144,8 +145,8 @@ impl Core {
 
     /// One request of the peer is over.
     pub(super) fn request_ended(&self) {
-        let before = self.in_flight.fetch_sub(1, Ordering::AcqRel);
-        if before >= self.limits.requests || (before == 1 && self.is_closed()) {
+        let before = self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if before >= self.limits.requests || (before == 1 && self.closed.load(Ordering::SeqCst)) {
             self.nudge();
         }
     }
