@@ -195,7 +195,12 @@ impl Core {
         timeout: Option<Duration>,
     ) -> std::io::Result<bool> {
         let _parked = Parked::new(&self.parked);
-        self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)
+        let wake_others = || {
+            if self.parked.load(Ordering::Relaxed) > 1 {
+                self.nudge();
+            }
+        };
+        self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout, wake_others)
     }
 
     async fn woken(&self, seen: u64, ready: impl Future<Output = ()>) {

@@ -224,7 +224,8 @@ impl Core {
                 return Ok(found);
             }
             let asleep = Instant::now();
-            self.park_blocking(seen, || self.last_look(&Nothing::NoReply), pending(), None)?;
+            let last_look = || self.last_look(&Nothing::NoReply) || lock(&self.replies).has_tagged();
+            self.park_blocking(seen, last_look, pending(), None)?;
             self.slept(asleep);
         }
     }
@@ -339,9 +340,12 @@ impl Core {
             PacketKind::Completion => {
                 let mut reply = Reply::from_elem(0, packet.payload_len());
                 packet.read_payload(0, &mut reply).map_err(short)?;
-                lock(&self.replies).complete(packet.transaction_id, reply).map_err(|_| {
+                let tagged = lock(&self.replies).complete(packet.transaction_id, reply).map_err(|_| {
                     ChannelError::Protocol("completed a request that is not in flight".into())
                 })?;
+                if tagged && self.parked.load(Ordering::Relaxed) > 0 {
+                    self.nudge();
+                }
                 Next::Routed
             }
             PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {

@@ -89,8 +89,13 @@ impl Replies {
         Ok((index, slot))
     }
 
-    /// The peer's completion of request `id`.
-    pub(crate) fn complete(&mut self, id: u64, reply: Reply) -> Result<(), UnknownId> {
+    /// Whether there are replies to tagged requests.
+    pub(crate) fn has_tagged(&self) -> bool {
+        !self.tagged.is_empty()
+    }
+
+    /// The peer's completion of request `id`. `true` if it is for whoever collects tagged replies, and not yet told.
+    pub(crate) fn complete(&mut self, id: u64, reply: Reply) -> Result<bool, UnknownId> {
         let (index, slot) = self.slot(id)?;
         match &mut slot.state {
             State::Waiting { abandoned: true, .. } => self.release(index),
@@ -98,6 +103,7 @@ impl Replies {
                 let tag = *tag;
                 self.tagged.push((tag, reply));
                 self.release(index);
+                return Ok(true);
             }
             State::Waiting { waker, .. } => {
                 let waker = waker.take();
@@ -108,7 +114,7 @@ impl Replies {
             }
             State::Free | State::Done(_) => return Err(UnknownId),
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The reply, once, if it has come.

@@ -77,12 +77,14 @@ impl Wait {
         }
     }
 
-    /// [`sleep`](Self::sleep) for a thread. `Ok(false)` if `timeout` has passed.
+    /// [`sleep`](Self::sleep) for a thread. `Ok(false)` if `timeout` has passed. `rung` runs after the bell was taken,
+    /// which other threads that sleep on it do not see any more.
     pub(crate) fn sleep_blocking(
         &self,
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
         timeout: Option<Duration>,
+        rung: impl FnOnce(),
     ) -> io::Result<bool> {
         let alarm = Alarm::of_this_thread()?;
         let waker = Waker::from(Arc::clone(&alarm));
@@ -102,6 +104,7 @@ impl Wait {
                 let woken = poll_retrying(&mut fds, timeout)?;
                 if fds[0].any() == Some(true) {
                     side.drain_bell();
+                    rung();
                 }
                 Ok(woken)
             }
