@@ -411,18 +411,16 @@ impl Partition {
             worker: area,
             writes: Arc::clone(&self.writes),
         });
-        let flag = u16::try_from(relid).unwrap_or(0);
-        let wait = if area == areas::SHARED {
-            let notify = Arc::new(Notify::new());
-            self.by_flag.insert(flag, Arc::clone(&notify));
-            self.by_connection.insert(open.connection_id, Arc::clone(&notify));
-            Wait::Shared(notify)
-        } else {
-            Wait::own(&side)
-        };
+        let shared = (area == areas::SHARED).then(|| Arc::new(Notify::new()));
+        let wait = shared.clone().map_or_else(|| Wait::own(&side), Wait::Shared);
         let limits =
             Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
         let core = Core::new(side, wait, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
+        let flag = u16::try_from(relid).unwrap_or(0);
+        if let Some(notify) = shared {
+            self.by_flag.insert(flag, Arc::clone(&notify));
+            self.by_connection.insert(open.connection_id, notify);
+        }
         core.set_spin(self.root.spin);
 
         let served = start(Channel::new(Arc::clone(&core), None));
