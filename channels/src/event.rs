@@ -115,7 +115,7 @@ impl Event {
             }
             Self::Fault { client, fault } => tracing::warn!(guest = %client.name, %fault, "protocol fault"),
             Self::Crashed { client, message } => {
-                tracing::warn!(guest = %client.name, message, "guest crashed")
+                tracing::warn!(guest = %client.name, last_words = message, "guest crashed")
             }
             Self::AttachFailed { why } => tracing::warn!(why, "attach failed"),
             Self::ListenerFailed { path, why } => {

@@ -30,7 +30,8 @@ use crate::sources;
 const MESSAGES_AT_ONCE: usize = 64;
 /// Commands taken from the inbox of a partition that is busy.
 const COMMANDS_AT_ONCE: usize = 64;
-/// Faults of one partition that are reported one by one; beyond, only their number is.
+/// Faults, refusals and crashes of one partition that are reported one by one; beyond, ever more rarely: a guest can
+/// repeat them for ever.
 const FAULTS_REPORTED: u32 = 100;
 /// Bytes of a crashed guest's last words.
 const LAST_WORDS: usize = 4096;
@@ -64,6 +65,7 @@ pub(super) struct Partition {
     by_connection: HashMap<u32, Arc<Notify>>,
     areas: Areas,
     writes: Arc<Writes>,
+    /// Faults, refusals and crashes so far.
     faults: u32,
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
@@ -223,8 +225,10 @@ impl Partition {
             }
             FromGuest::Reset => self.server.handle(ServerInput::Reset),
             FromGuest::Crash { parameters, .. } => {
-                let message = self.last_words(&parameters);
-                self.root.tell(Event::Crashed { client: self.client.clone(), message });
+                if self.is_worth_telling() {
+                    let message = self.last_words(&parameters);
+                    self.root.tell(Event::Crashed { client: self.client.clone(), message });
+                }
             }
             FromGuest::Pong { arg } => self.writes.pong(arg),
             FromGuest::HungUp => return Err(LinkError::Gone),
@@ -236,7 +240,8 @@ impl Partition {
     fn last_words(&self, &[_, _, _, gpa, len]: &[u64; 5]) -> String {
         let mut words = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(LAST_WORDS)];
         match self.end.memory().span(gpa, words.len()).and_then(|pages| pages.read(0, &mut words)) {
-            Ok(()) => String::from_utf8_lossy(&words).into_owned(),
+            // For terminals, too: nothing that would move a cursor there.
+            Ok(()) => String::from_utf8_lossy(&words).replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"),
             Err(_) => String::new(),
         }
     }
@@ -338,8 +343,7 @@ impl Partition {
                     self.server.handle(ServerInput::ConnectResult { request, result });
                 }
                 ServerAction::Fault(fault) => {
-                    self.faults = self.faults.saturating_add(1);
-                    if self.faults <= FAULTS_REPORTED {
+                    if self.is_worth_telling() {
                         self.root.tell(Event::Fault { client: self.client.clone(), fault });
                     }
                 }
@@ -364,9 +368,18 @@ impl Partition {
         self.server.handle(ServerInput::Decided { id, answer });
     }
 
-    fn refuse(&self, what: RefusedWhat, described: String, refusal: &Refusal) {
+    /// Counts something that went wrong; whether it is to be reported.
+    fn is_worth_telling(&mut self) -> bool {
+        self.faults = self.faults.saturating_add(1);
+        self.faults <= FAULTS_REPORTED || self.faults.is_power_of_two()
+    }
+
+    fn refuse(&mut self, what: RefusedWhat, described: String, refusal: &Refusal) {
         let told = vmbus_partition::Refusal { what, code: refusal.status.0, reason: refusal.reason.clone() };
         let _ = self.end.refuse(&told);
+        if !self.is_worth_telling() {
+            return;
+        }
         let (client, reason) = (self.client.clone(), refusal.reason.clone());
         self.root.tell(Event::Refused { client, what: described, reason });
     }
