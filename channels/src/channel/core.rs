@@ -18,6 +18,11 @@ use super::side::Side;
 use super::wait::Wait;
 use crate::error::ChannelError;
 
+/// Packets from this size on count as large: those of requests for more than 2 MiB, say.
+const LARGE_REQUEST: usize = 4096;
+/// Bytes of large packets whose requests may be in flight; beyond, one that ends makes room for the next.
+const LARGE_BYTES_AT_MOST: usize = 4 << 20;
+
 /// Bounds of one channel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -46,6 +51,8 @@ pub(crate) struct Core {
     pub(super) parked: AtomicUsize,
     /// Requests of the peer taken and not yet completed or dropped.
     pub(super) in_flight: AtomicUsize,
+    /// Bytes of those that are [`large`](Self::request_began).
+    large_bytes: AtomicUsize,
     /// Answer in place of a request that was dropped unanswered.
     pub(super) abandoned: OnceLock<Bytes>,
     /// Nobody receives: packets that want no answer are dropped.
@@ -79,6 +86,7 @@ impl Core {
             replies: Mutex::default(),
             parked: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
+            large_bytes: AtomicUsize::new(0),
             abandoned: OnceLock::new(),
             deaf: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -143,12 +151,29 @@ impl Core {
         }
     }
 
+    /// A request whose packet has `bytes` of payload and ranges goes to a session. Only large ones, which are rare,
+    /// have their bytes counted: a peer can make us hold several times as much for each.
+    pub(super) fn request_began(&self, bytes: usize) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if bytes >= LARGE_REQUEST {
+            self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
     /// One request of the peer is over.
-    pub(super) fn request_ended(&self) {
+    pub(super) fn request_ended(&self, bytes: usize) {
+        if bytes >= LARGE_REQUEST && self.large_bytes.fetch_sub(bytes, Ordering::AcqRel) > LARGE_BYTES_AT_MOST {
+            self.nudge();
+        }
         let before = self.in_flight.fetch_sub(1, Ordering::SeqCst);
         if before >= self.limits.requests || (before == 1 && self.closed.load(Ordering::SeqCst)) {
             self.nudge();
         }
+    }
+
+    /// Whether the requests in flight are so large that some have to end before another is taken.
+    pub(super) fn holds_too_much(&self) -> bool {
+        self.large_bytes.load(Ordering::Acquire) > LARGE_BYTES_AT_MOST
     }
 
     /// Makes everybody who sleeps on this channel look again.

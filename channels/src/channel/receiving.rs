@@ -321,6 +321,9 @@ impl Core {
 
     /// Sees to it that one more request can be completed, or tells why it could not.
     fn grant(&self, incoming: &mut Incoming) -> Result<Option<Nothing>, ChannelError> {
+        if self.holds_too_much() {
+            return Ok(Some(Nothing::AtLimit));
+        }
         if incoming.grants > 0 {
             return Ok(None);
         }
@@ -381,7 +384,8 @@ impl Core {
                 Attached::Transfer { set_id: pages.set_id(), ranges }
             }
         };
-        Ok(Request::new(self, packet.transaction_id, packet.completion_requested, payload, attached))
+        let (id, bytes) = (packet.transaction_id, header.len() + payload.len());
+        Ok(Request::new(self, id, packet.completion_requested, payload, attached, bytes))
     }
 
     /// Takes the ring, masked, unless the channel is closed. Nobody touches the memory of a closed channel's rings
@@ -453,7 +457,9 @@ impl Core {
                     || (incoming.queued.len() < QUEUED_AT_MOST && self.unmask(&mut incoming).unwrap_or(true))
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
-            Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,
+            Nothing::AtLimit => {
+                self.in_flight.load(Ordering::Relaxed) < self.limits.requests && !self.holds_too_much()
+            }
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Request {
     id: u64,
     payload: SmallVec<[u8; 96]>,
     attached: Attached,
+    /// Bytes of payload and ranges as they came.
+    packet_bytes: usize,
     phase: Phase,
     wants_completion: bool,
     written: AtomicBool,
@@ -50,6 +52,7 @@ impl Request {
         wants_completion: bool,
         payload: SmallVec<[u8; 96]>,
         attached: Attached,
+        packet_bytes: usize,
     ) -> Self {
         let written = AtomicBool::new(false);
         Self {
@@ -57,6 +60,7 @@ impl Request {
             id,
             payload,
             attached,
+            packet_bytes,
             phase: Phase::Queued,
             wants_completion,
             written,
@@ -65,7 +69,7 @@ impl Request {
 
     /// Hands the request to a session.
     pub(super) fn begin(mut self) -> Self {
-        self.core.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.core.request_began(self.packet_bytes);
         self.phase = Phase::InFlight;
         self
     }
@@ -175,7 +179,7 @@ impl Request {
     pub(super) fn end(&mut self) {
         if self.phase == Phase::InFlight {
             self.phase = Phase::Over;
-            self.core.request_ended();
+            self.core.request_ended(self.packet_bytes);
         }
     }
 }
