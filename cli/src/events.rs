@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use vmbus_channels::Event;
 
-/// Prints events until the root ends or nobody reads them.
-pub(crate) async fn print(mut events: Receiver<Event>) {
+/// Prints events until the root ends or nobody reads them. Blocks.
+pub(crate) fn print(mut events: Receiver<Event>) {
     loop {
-        let line = match events.recv().await {
+        let line = match events.blocking_recv() {
             Ok(event) => match describe(&event) {
                 Some(line) => line,
                 None => continue,

@@ -149,7 +149,9 @@ async fn serve(config: Config, spin: Spin, manner: Manner) -> Result<()> {
     }
     let root = builder.build();
     if manner.json {
-        tokio::spawn(crate::events::print(root.events()));
+        let events = root.events();
+        // A thread of its own: whoever does not read our output must not keep the bus waiting.
+        std::thread::spawn(move || crate::events::print(events));
     }
     for disk in &config.disk {
         root.offer(controller(disk)?)?;
