@@ -9,6 +9,7 @@
 //! No device protocol is known here.
 #![forbid(unsafe_code)]
 
+mod areas;
 mod block_on;
 mod buffer;
 mod channel;

@@ -15,13 +15,12 @@ use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
 
 use super::{OfferedDevice, Offers, ROOT_DOMAIN};
+use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core, Limits, Side, Wait};
 use crate::error::{Error, Refusal};
 use crate::sources;
 use crate::spin::Spin;
 
-/// The event area that all channels without one of their own share, and that announces messages.
-const SHARED_AREA: u32 = 0;
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
 /// How long a refusal's reason may come after the refusal itself: they travel on two ways.
@@ -55,7 +54,7 @@ pub(super) struct Task {
     /// Pages of rings that the host has not let go of, by page list.
     rings: HashMap<u32, Ring>,
     by_flag: HashMap<u16, Arc<Notify>>,
-    taken_areas: Vec<bool>,
+    areas: Areas,
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
     reasons: HashMap<u32, String>,
@@ -104,7 +103,7 @@ impl Task {
             channels: HashMap::new(),
             rings: HashMap::new(),
             by_flag: HashMap::new(),
-            taken_areas: vec![false; end.info().vps as usize],
+            areas: Areas::new(end.info().vps),
             refused: Vec::new(),
             reasons: HashMap::new(),
             joined: None,
@@ -147,7 +146,7 @@ impl Task {
     async fn serve(&mut self) -> Result<(), Error> {
         let waiting = Error::io("waiting for the root");
         let socket = self.end.socket().map(reactor::read_write).transpose();
-        let bell = self.end.vp_bell(SHARED_AREA).map(reactor::readable).transpose();
+        let bell = self.end.vp_bell(areas::SHARED).map(reactor::readable).transpose();
         let (socket, bell) = match (socket, bell) {
             (Ok(socket), Ok(bell)) => (socket, bell),
             (Err(error), _) | (_, Err(error)) => return Err(waiting(error)),
@@ -158,7 +157,7 @@ impl Task {
             self.act()?;
             self.answer_refused();
             let flushed = self.end.flush()?;
-            if self.end.arm(SHARED_AREA) || more {
+            if self.end.arm(areas::SHARED) || more {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -177,7 +176,7 @@ impl Task {
                 result = sources::writable(&socket), if !flushed => result?,
                 result = sources::readable(&bell) => {
                     result?;
-                    self.end.clear_bell(SHARED_AREA);
+                    self.end.clear_bell(areas::SHARED);
                 }
                 () = tokio::time::sleep_until(next_refusal.unwrap_or_else(Instant::now)), if next_refusal.is_some() => {}
             }
@@ -185,7 +184,7 @@ impl Task {
     }
 
     fn take_signals(&self) {
-        self.end.take_flags(SHARED_AREA, &mut |flag| {
+        self.end.take_flags(areas::SHARED, &mut |flag| {
             if let Some(channel) = self.by_flag.get(&flag) {
                 channel.notify_waiters();
             }
@@ -260,7 +259,7 @@ impl Task {
                     pages: Some(pages),
                     gpadl,
                     open_id: 0,
-                    area: self.take_area(),
+                    area: self.areas.take(),
                     downstream,
                     user_data,
                     reply: Some(reply),
@@ -271,15 +270,6 @@ impl Task {
             }
             Err(_) => Err((Error::Rescinded, reply)),
         }
-    }
-
-    fn take_area(&mut self) -> u32 {
-        let free = self.taken_areas.iter().skip(1).position(|taken| !taken);
-        let area = free.map_or(0, |index| index + 1);
-        if area > 0 {
-            self.taken_areas[area] = true;
-        }
-        u32::try_from(area).unwrap_or(SHARED_AREA)
     }
 
     fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
@@ -332,7 +322,7 @@ impl Task {
         let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
         let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
         let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), connection_id, vp: channel.area });
-        let wait = if channel.area == SHARED_AREA {
+        let wait = if channel.area == areas::SHARED {
             let notify = Arc::new(Notify::new());
             self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&notify));
             Wait::Shared(notify)
@@ -402,9 +392,7 @@ impl Task {
     fn finish(&mut self, relid: u32, error: Option<Error>) {
         let Some(mut channel) = self.channels.remove(&relid) else { return };
         self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
-        if let Some(taken) = self.taken_areas.get_mut(channel.area as usize) {
-            *taken = false;
-        }
+        self.areas.give_back(channel.area);
         if let Some(core) = &channel.core {
             core.close();
             core.quiesce();

@@ -19,14 +19,13 @@ use vmbus_ringbuf::RingMemory;
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use super::{Inner, lock};
+use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core, Limits, Side, Wait, Writes};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::provider::{Client, OpenRequest};
 use crate::sources;
 
-/// The event area that all channels without one of their own share, and that announces messages.
-const SHARED_AREA: u32 = 0;
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
 /// Faults of one partition that are reported one by one; beyond, only their number is.
@@ -61,8 +60,7 @@ pub(super) struct Partition {
     by_flag: HashMap<u16, Arc<Notify>>,
     /// Channels of a link without event areas, by connection id.
     by_connection: HashMap<u32, Arc<Notify>>,
-    /// Event areas in use by one channel each.
-    taken_areas: Vec<bool>,
+    areas: Areas,
     writes: Arc<Writes>,
     faults: u32,
     commands: mpsc::UnboundedSender<Command>,
@@ -106,7 +104,7 @@ impl Partition {
             open: HashMap::new(),
             by_flag: HashMap::new(),
             by_connection: HashMap::new(),
-            taken_areas: vec![false; end.info().workers as usize],
+            areas: Areas::new(end.info().workers),
             writes: Writes::new(&end),
             faults: 0,
             root,
@@ -142,7 +140,7 @@ impl Partition {
     }
 
     fn sources(&self) -> Result<Sources, std::io::Error> {
-        let bell = self.end.worker_bell(SHARED_AREA);
+        let bell = self.end.worker_bell(areas::SHARED);
         Ok(Sources {
             socket: self.end.socket().map(reactor::read_write).transpose()?,
             bell: bell.map(reactor::readable).transpose()?,
@@ -157,7 +155,7 @@ impl Partition {
             let more = self.take_messages()?;
             self.act();
             let flushed = self.end.flush()?;
-            if self.end.arm(SHARED_AREA) || more {
+            if self.end.arm(areas::SHARED) || more {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -175,14 +173,14 @@ impl Partition {
                 result = sources::writable(&sources.socket), if !flushed => result?,
                 result = sources::readable(&sources.bell) => {
                     result?;
-                    self.end.clear_bell(SHARED_AREA);
+                    self.end.clear_bell(areas::SHARED);
                 }
             }
         }
     }
 
     fn take_signals(&self) {
-        self.end.take_flags(SHARED_AREA, &mut |flag| {
+        self.end.take_flags(areas::SHARED, &mut |flag| {
             if let Some(channel) = self.by_flag.get(&flag) {
                 channel.notify_waiters();
             }
@@ -271,7 +269,7 @@ impl Partition {
     }
 
     fn offer(&mut self, key: DeviceKey, id: u64, device: Device) {
-        let area = self.take_area();
+        let area = self.areas.take();
         let params = OfferParams {
             class: device.offer.class,
             instance: device.instance,
@@ -284,22 +282,10 @@ impl Partition {
         self.server.handle(ServerInput::Offer { device: key, offer: params });
     }
 
-    /// An event area that no other channel uses, or the shared one.
-    fn take_area(&mut self) -> u32 {
-        let free = self.taken_areas.iter().skip(1).position(|taken| !taken);
-        let area = free.map_or(0, |index| index + 1);
-        if area > 0 {
-            self.taken_areas[area] = true;
-        }
-        u32::try_from(area).unwrap_or(SHARED_AREA)
-    }
-
     /// The guest has let go of a rescinded device: it is offered again unless it was withdrawn.
     fn released(&mut self, key: DeviceKey) {
         let Some(offered) = self.offered.remove(&key) else { return };
-        if let Some(taken) = self.taken_areas.get_mut(offered.area as usize) {
-            *taken = false;
-        }
+        self.areas.give_back(offered.area);
         if offered.withdrawn {
             offered.device.provider.left(&self.client);
         } else {
@@ -388,8 +374,11 @@ impl Partition {
         let device = offered.device.clone();
         // A guest that is told no connection id of its own signals where all such guests do.
         let connected = self.server.connection();
-        let area =
-            if connected.is_some_and(|now| now.version == Version::V1) { SHARED_AREA } else { offered.area };
+        let area = if connected.is_some_and(|now| now.version == Version::V1) {
+            areas::SHARED
+        } else {
+            offered.area
+        };
         let memory = self.end.memory();
         let refuse = |error: &dyn std::fmt::Display| Refusal::new(error.to_string());
         let pages = open.ring.whole_pages().ok_or_else(|| Refusal::new("the rings are not whole pages"))?;
@@ -413,7 +402,7 @@ impl Partition {
             writes: Arc::clone(&self.writes),
         });
         let flag = u16::try_from(relid).unwrap_or(0);
-        let wait = if area == SHARED_AREA {
+        let wait = if area == areas::SHARED {
             let notify = Arc::new(Notify::new());
             self.by_flag.insert(flag, Arc::clone(&notify));
             self.by_connection.insert(open.connection_id, Arc::clone(&notify));

@@ -256,8 +256,8 @@ impl Filesystem for DiskFile {
         let len = usize::try_from(range.end - range.start).unwrap_or(data.len());
         let data = &data[..len];
         match u32::try_from(data.len()) {
-            Ok(0) if self.inner.file.size <= offset => return reply.error(Errno::ENOSPC),
-            Ok(0) => return reply.written(0),
+            Ok(0) if self.inner.file.size <= offset => reply.error(Errno::ENOSPC),
+            Ok(0) => reply.written(0),
             Ok(written) => {
                 let sectors = Arc::clone(&self.inner.sectors);
                 let space = self.space(data.len());

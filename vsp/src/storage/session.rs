@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::task::coop::consume_budget;
 use vmbus_channels::{Channel, ChannelError, Completions, Request, Session};
 use vmbus_core::storage::scsi::Failure;
 use vmbus_core::storage::{DataDirection, Notice, Outcome, Srb};
@@ -44,6 +45,8 @@ impl Session for StorageSession {
             }
             for request in requests.drain(..) {
                 self.start(request, &channel, &mut completions)?;
+                // A guest that never pauses must not keep its thread from the other guests.
+                consume_budget().await;
             }
             if !completions.is_empty() {
                 completions.send().await?;
