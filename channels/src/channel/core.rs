@@ -14,7 +14,7 @@ use super::receiving::{GRANTS_AT_ONCE, Incoming};
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
-use super::wait::Wait;
+use super::wait::{Wait, Woken};
 use crate::error::ChannelError;
 
 /// Bounds of one channel.
@@ -175,7 +175,9 @@ impl Core {
         ready: impl Future<Output = ()>,
     ) {
         let _parked = Parked::new(&self.parked);
-        self.wait.sleep(last_look, self.woken(seen, ready)).await;
+        if self.wait.sleep(last_look, self.woken(seen, ready)).await == Woken::ByBell {
+            self.pass_on();
+        }
     }
 
     /// [`park`](Self::park) for a thread; `false` if `timeout` has passed.
@@ -187,7 +189,19 @@ impl Core {
         timeout: Option<Duration>,
     ) -> std::io::Result<bool> {
         let _parked = Parked::new(&self.parked);
-        self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)
+        let woken = self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)?;
+        if woken == Some(Woken::ByBell) {
+            self.pass_on();
+        }
+        Ok(woken.is_some())
+    }
+
+    /// One who sleeps has silenced the bell, which may have rung for others: they, too, look and ask for the next.
+    fn pass_on(&self) {
+        // Whoever the bell rang for was counted before it asked for the bell.
+        if self.parked.load(Ordering::Relaxed) > 1 {
+            self.nudge();
+        }
     }
 
     async fn woken(&self, seen: u64, ready: impl Future<Output = ()>) {
