@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::coop::consume_budget;
 use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
 
-use super::receiving::{GRANTS_AT_ONCE, Incoming};
+use super::receiving::Incoming;
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
@@ -47,6 +48,8 @@ pub(crate) struct Core {
     pub(super) in_flight: AtomicUsize,
     /// Answer in place of a request that was dropped unanswered.
     pub(super) abandoned: OnceLock<Bytes>,
+    /// Nobody receives: packets that want no answer are dropped.
+    pub(super) deaf: AtomicBool,
     closed: AtomicBool,
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
@@ -66,7 +69,7 @@ impl Core {
         limits: Limits,
     ) -> Result<Arc<Self>, RingFault> {
         let mut outgoing = Outgoing::new(outgoing)?;
-        let grants = outgoing.reserve(limits.requests.min(GRANTS_AT_ONCE), limits.completion_size())?;
+        let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
             side,
             wait,
@@ -77,6 +80,7 @@ impl Core {
             parked: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             abandoned: OnceLock::new(),
+            deaf: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
@@ -174,6 +178,8 @@ impl Core {
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
     ) {
+        // A peer that signals all the time makes every sleep return at once: others get their turn all the same.
+        consume_budget().await;
         let _parked = Parked::new(&self.parked);
         if self.wait.sleep(last_look, self.woken(seen, ready)).await == Woken::ByBell {
             self.pass_on();

@@ -65,6 +65,12 @@ impl Channel {
         let _ = self.core.abandoned.set(payload.into());
     }
 
+    /// Says that nobody is going to [`recv`](Self::recv): packets that want no answer are dropped. Without this they
+    /// wait for who receives them, and when many do, replies behind them wait as well.
+    pub fn discard_notices(&self) {
+        self.core.deaf.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// The next request, or `None` once the channel is closed.
     ///
     /// # Errors

@@ -70,6 +70,8 @@ enum Next {
 pub(super) enum Nothing {
     /// There is none.
     Empty,
+    /// There is no completion; requests that came instead are for somebody else.
+    NoReply,
     /// There is no room for its completion: the peer has to read first.
     NoRoom,
     /// As many requests as the offer allows are in flight: some have to be completed first.
@@ -127,7 +129,7 @@ impl Core {
         while taken < at_most && !self.is_closed() {
             match self.next_request(&mut incoming)? {
                 Ok(request) => into.extend([request]),
-                Err(Nothing::Empty | Nothing::NoRoom | Nothing::AtLimit) => break,
+                Err(Nothing::Empty | Nothing::NoReply | Nothing::NoRoom | Nothing::AtLimit) => break,
             }
             taken += 1;
         }
@@ -180,7 +182,7 @@ impl Core {
             }
             let asleep = Instant::now();
             let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
-            self.park(seen, || self.last_look(&Nothing::Empty), done).await;
+            self.park(seen, || self.last_look(&Nothing::NoReply), done).await;
             self.slept(asleep);
         }
     }
@@ -194,7 +196,7 @@ impl Core {
             }
             let asleep = Instant::now();
             let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
-            self.park_blocking(seen, || self.last_look(&Nothing::Empty), done, None)?;
+            self.park_blocking(seen, || self.last_look(&Nothing::NoReply), done, None)?;
             self.slept(asleep);
         }
     }
@@ -222,7 +224,7 @@ impl Core {
                 return Ok(found);
             }
             let asleep = Instant::now();
-            self.park_blocking(seen, || self.last_look(&Nothing::Empty), pending(), None)?;
+            self.park_blocking(seen, || self.last_look(&Nothing::NoReply), pending(), None)?;
             self.slept(asleep);
         }
     }
@@ -275,6 +277,7 @@ impl Core {
         let before = incoming.queued.len();
         while incoming.queued.len() < QUEUED_AT_MOST {
             match self.next(incoming)? {
+                Next::Request(request) if !request.wants_completion() && self.deaf.load(Ordering::Relaxed) => {}
                 Next::Request(request) => incoming.queued.push_back(request),
                 Next::Routed => {}
                 Next::Empty => break,
@@ -325,7 +328,7 @@ impl Core {
             return Ok(Some(Nothing::AtLimit));
         }
         incoming.grants =
-            lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
+            lock(&self.outgoing).reserve(free, self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
@@ -409,8 +412,8 @@ impl Core {
             && self.parked.load(Ordering::Relaxed) > 0
             && self.unmask(&mut incoming)?
         {
+            // Whoever receives was told when the queue grew.
             if incoming.queued.len() == QUEUED_AT_MOST {
-                self.nudge();
                 break;
             }
             incoming.mask();
@@ -438,6 +441,12 @@ impl Core {
             Nothing::Empty => {
                 let mut incoming = lock(&self.incoming);
                 self.is_closed() || !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
+            }
+            Nothing::NoReply => {
+                let mut incoming = lock(&self.incoming);
+                // With the queue full there is nothing that this sleeper could read: who receives goes on for it.
+                self.is_closed()
+                    || (incoming.queued.len() < QUEUED_AT_MOST && self.unmask(&mut incoming).unwrap_or(true))
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
             Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,

@@ -23,6 +23,8 @@ use crate::spin::Spin;
 
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
+/// Commands taken from the inbox while the root has more to say.
+const COMMANDS_AT_ONCE: usize = 64;
 /// How long a refusal's reason may come after the refusal itself: they travel on two ways.
 const REASON_DELAY: Duration = Duration::from_millis(50);
 /// Connection id of a channel whose signals go to the root's shared area, without its channel id.
@@ -159,6 +161,14 @@ impl Task {
             self.answer_refused();
             self.end.flush()?;
             if self.end.arm(areas::SHARED) || more {
+                // A root that never pauses must not keep its guest from leaving.
+                for _ in 0..COMMANDS_AT_ONCE {
+                    match self.inbox.try_recv() {
+                        Ok(command) if !self.command(command) => return Ok(()),
+                        Ok(_) => {}
+                        Err(_) => break,
+                    }
+                }
                 tokio::task::yield_now().await;
                 continue;
             }

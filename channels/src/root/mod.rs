@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, broadcast, mpsc};
@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     devices: Mutex<Devices>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
+    /// Nobody attaches any more. Written under the lock of `partitions`.
+    closing: AtomicBool,
     /// A partition has left.
     left: Notify,
     events: broadcast::Sender<Event>,
@@ -61,11 +63,17 @@ type Inbox = mpsc::UnboundedSender<Command>;
 #[derive(Default)]
 struct Tasks(Mutex<Vec<AbortHandle>>);
 
-impl Drop for Tasks {
-    fn drop(&mut self) {
+impl Tasks {
+    fn stop(&self) {
         for task in lock(&self.0).drain(..) {
             task.abort();
         }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -115,6 +123,7 @@ impl RootBuilder {
             devices: Mutex::default(),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
+            closing: AtomicBool::new(false),
             left: Notify::new(),
             events: broadcast::channel(EVENTS_KEPT).0,
         };
@@ -204,7 +213,8 @@ impl Root {
     /// Serves until `end` resolves, and then lets the guests' requests in flight finish.
     pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let output = end.await;
-        self.inner.command_all(|| Command::Detach);
+        self._tasks.stop();
+        self.inner.close();
         loop {
             let mut left = pin!(self.inner.left.notified());
             left.as_mut().enable();
@@ -232,10 +242,25 @@ impl Inner {
         let id = info.id;
         let client = Client { id, name: info.name.as_str().into(), credentials: info.credentials };
         let (commands, inbox) = mpsc::unbounded_channel();
-        lock(&self.partitions).insert(id, commands.clone());
+        {
+            let mut partitions = lock(&self.partitions);
+            if self.closing.load(Ordering::Relaxed) {
+                return id;
+            }
+            partitions.insert(id, commands.clone());
+        }
         self.tell(Event::Attached { client: client.clone(), extended: info.extended });
         tokio::spawn(Partition::new(Arc::clone(self), end, client, commands, inbox).run());
         id
+    }
+
+    /// Lets all partitions go, and no others come.
+    fn close(&self) {
+        let partitions = lock(&self.partitions);
+        self.closing.store(true, Ordering::Relaxed);
+        for inbox in partitions.values() {
+            let _ = inbox.send(Command::Detach);
+        }
     }
 
     /// A partition's task has ended.

@@ -28,6 +28,8 @@ use crate::sources;
 
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
+/// Commands taken from the inbox of a partition that is busy.
+const COMMANDS_AT_ONCE: usize = 64;
 /// Faults of one partition that are reported one by one; beyond, only their number is.
 const FAULTS_REPORTED: u32 = 100;
 /// Bytes of a crashed guest's last words.
@@ -159,6 +161,14 @@ impl Partition {
             self.act();
             self.end.flush()?;
             if self.end.arm(areas::SHARED) || more {
+                // A guest that never pauses must not keep its partition from being asked, changed and let go.
+                for _ in 0..COMMANDS_AT_ONCE {
+                    match self.inbox.try_recv() {
+                        Ok(command) if self.command(command) => return Ok(()),
+                        Ok(_) => {}
+                        Err(_) => break,
+                    }
+                }
                 tokio::task::yield_now().await;
                 continue;
             }
