@@ -81,7 +81,8 @@ async fn show_disk(guest: &Guest, mountpoint: &std::path::Path) -> Result<()> {
 }
 
 async fn wait_for_end(guest: &Guest) -> Result<()> {
-    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupted, mut terminated) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),

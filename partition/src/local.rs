@@ -18,8 +18,8 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
     let (guest_memory, _file) = GuestMemory::new(options.memory)?;
     let guest_area = ControlArea::create(options.workers, options.vps)?;
     let root_area = guest_area.clone();
-    let (root_rings, guest_hears) = bells(options.vps)?;
-    let (guest_rings, root_hears) = bells(options.workers)?;
+    let (root_rings, guest_hears) = bells(BellKind::Event, options.vps)?;
+    let (guest_rings, root_hears) = bells(BellKind::Event, options.workers)?;
     let (to_root, to_guest) = (Arc::new(LocalWire::new()), Arc::new(LocalWire::new()));
 
     // One mapping serves both ends, so that a race detector, which knows addresses only, sees them meet.
@@ -40,7 +40,8 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
     Ok((root, guest))
 }
 
-pub(crate) fn bells(count: u16) -> Result<(Vec<Bell>, Vec<BellReceiver>), LinkError> {
-    let bells: Result<Vec<_>, _> = (0..count).map(|_| BellKind::Event.create()).collect();
+/// As many bells as there are areas.
+pub(crate) fn bells(kind: BellKind, count: u16) -> Result<(Vec<Bell>, Vec<BellReceiver>), LinkError> {
+    let bells: Result<Vec<_>, _> = (0..count).map(|_| kind.create()).collect();
     Ok(bells.map_err(LinkError::system("making a bell"))?.into_iter().unzip())
 }

@@ -176,6 +176,17 @@ impl RingMemory for RingMapping {
             }
         }
     }
+
+    #[inline]
+    fn prefetch_write(&self, at: u32) {
+        match &self.data {
+            Data::Twice { data, .. } => data.prefetch_write(at),
+            Data::Pages(pages) => {
+                let (page, offset) = place(pages, at);
+                page.prefetch_write(offset);
+            }
+        }
+    }
 }
 
 fn place(pages: &[View], at: u32) -> (&View, usize) {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::{GuestSide, RootSide, attach_all, wait_readable};
 use vmbus_core::memory::SharedMemory;
+use vmbus_partition::doorbell::BellKind;
 use vmbus_partition::{
     AttachLimits, Attaching, FromGuest, FromRoot, GuestEnd, GuestOptions, ListenError, Listener, Refusal,
     RefusedWhat, attach,
@@ -107,6 +108,20 @@ fn fewer_workers_may_be_granted_than_wanted() {
     guest.signal(0x0002);
     root.wait(|side| side.signals.len() == 3).unwrap();
     assert_eq!(root.signals, [9, 10, 2]);
+}
+
+#[test]
+fn a_trusted_guest_may_have_eventfds_for_bells() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let guest = std::thread::spawn(move || attach::attach(theirs, &common::options()).unwrap());
+    let limits = AttachLimits { bells: BellKind::Event, ..AttachLimits::default() };
+    let root = attach_all(Attaching::new(ours, "none", 1, limits).unwrap()).unwrap();
+    let guest = guest.join().unwrap();
+    assert!(!guest.arm(3));
+    root.signal(3, 77);
+    assert!(common::is_readable(guest.vp_bell(3).unwrap()));
+    guest.clear_bell(3);
+    assert!(!common::is_readable(guest.vp_bell(3).unwrap()));
 }
 
 #[test]

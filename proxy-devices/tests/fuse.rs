@@ -1,4 +1,5 @@
 //! A disk as a file: what programs may do with it, and that nothing of it stays.
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;

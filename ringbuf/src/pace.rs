@@ -25,6 +25,10 @@ pub struct Pace {
     until_trial: u32,
     /// How many of them there are between this trial and the next.
     trial_every: u32,
+    /// Hints of the next trial: the larger the packets, the longer it takes to see two.
+    trial_pause: u32,
+    /// Whether the last answer was a trial.
+    trying: bool,
 }
 
 /// Spin hints of a pause at most: some packets' time, and little beside a wake-up's.
@@ -40,7 +44,16 @@ const RARE_TRIAL: u32 = 256;
 impl Pace {
     /// Knows nothing: no pause.
     pub const fn new() -> Self {
-        Self { pause: 0, last: 0, paused: false, vain: 0, until_trial: FIRST_TRIAL, trial_every: FIRST_TRIAL }
+        Self {
+            pause: 0,
+            last: 0,
+            paused: false,
+            vain: 0,
+            until_trial: FIRST_TRIAL,
+            trial_every: FIRST_TRIAL,
+            trial_pause: SHORTEST,
+            trying: false,
+        }
     }
 
     /// Spin hints to execute before the next look, after a look that found `packets`, all of which were taken.
@@ -58,7 +71,10 @@ impl Pace {
     /// A stream that paused may go on; one that ended is forgotten soon.
     fn nothing(&mut self) -> u32 {
         self.vain += 1;
-        if self.vain > 2 {
+        if self.trying {
+            self.trying = false;
+            self.pause = 0;
+        } else if self.vain > 2 {
             self.vain = 0;
             self.shorten();
         }
@@ -67,19 +83,29 @@ impl Pace {
 
     fn single(&mut self) -> u32 {
         (self.vain, self.last) = (0, 1);
+        if self.trying {
+            self.trying = false;
+            self.pause = 0;
+        } else if self.pause > 0 {
+            // In a stream, one packet is what comes while a few are taken; after a pause it is a thin stream.
+            if self.paused {
+                self.shorten();
+            }
+            return self.pause;
+        }
         self.until_trial -= 1;
         if self.until_trial == 0 {
             self.trial_every = (self.trial_every * 2).min(RARE_TRIAL);
             self.until_trial = self.trial_every;
-            self.pause = SHORTEST;
-        } else {
-            self.shorten();
+            self.pause = self.trial_pause;
+            self.trial_pause = if self.trial_pause < LONGEST { self.trial_pause * 2 } else { SHORTEST };
+            self.trying = true;
         }
         self.pause
     }
 
     fn several(&mut self, packets: usize) -> u32 {
-        (self.trial_every, self.until_trial, self.vain) = (FIRST_TRIAL, FIRST_TRIAL, 0);
+        (self.trial_every, self.until_trial, self.vain, self.trying) = (FIRST_TRIAL, FIRST_TRIAL, 0, false);
         if self.pause == 0 {
             self.pause = SHORTEST;
         } else if self.paused && packets < ENOUGH {
@@ -181,6 +207,15 @@ mod tests {
         });
         assert!(eager > 60, "looks without pause hold the stream up: {eager} ns per packet");
         assert!(paced <= 22, "{paced} ns per packet, of which the writer needs 15");
+    }
+
+    #[test]
+    fn a_stream_of_large_packets_has_no_slow_mode() {
+        let mut pace = Pace::new();
+        let eager = Cores::new(250, 150, 256).run(100_000, |_| 0);
+        let paced = Cores::new(250, 150, 256).run(100_000, |now| pace.found(now));
+        assert!(eager > 300, "looks without pause hold the stream up: {eager} ns per packet");
+        assert!(paced <= 290, "{paced} ns per packet, of which the writer needs 250");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::receiving::Incoming;
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
-use super::wait::Wait;
+use super::wait::{Wait, Woken};
 use crate::error::ChannelError;
 
 /// Packets from this size on count as large: those of requests for more than 2 MiB, say.
@@ -208,7 +208,9 @@ impl Core {
         // A peer that signals all the time makes every sleep return at once: others get their turn all the same.
         consume_budget().await;
         let _parked = Parked::new(&self.parked);
-        self.wait.sleep(last_look, self.woken(seen, ready)).await;
+        if self.wait.sleep(last_look, self.woken(seen, ready)).await == Woken::ByBell {
+            self.pass_on();
+        }
     }
 
     /// [`park`](Self::park) for a thread; `false` if `timeout` has passed.
@@ -220,12 +222,19 @@ impl Core {
         timeout: Option<Duration>,
     ) -> std::io::Result<bool> {
         let _parked = Parked::new(&self.parked);
-        let wake_others = || {
-            if self.parked.load(Ordering::Relaxed) > 1 {
-                self.nudge();
-            }
-        };
-        self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout, wake_others)
+        let woken = self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)?;
+        if woken == Some(Woken::ByBell) {
+            self.pass_on();
+        }
+        Ok(woken.is_some())
+    }
+
+    /// One who sleeps has silenced the bell, which may have rung for others: they, too, look and ask for the next.
+    fn pass_on(&self) {
+        // Whoever the bell rang for was counted before it asked for the bell.
+        if self.parked.load(Ordering::Relaxed) > 1 {
+            self.nudge();
+        }
     }
 
     async fn woken(&self, seen: u64, ready: impl Future<Output = ()>) {

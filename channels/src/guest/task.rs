@@ -150,16 +150,17 @@ impl Task {
         let waiting = Error::io("waiting for the root");
         let socket = self.end.socket().map(reactor::read_write).transpose();
         let bell = self.end.vp_bell(areas::SHARED).map(reactor::readable).transpose();
-        let (socket, bell) = match (socket, bell) {
-            (Ok(socket), Ok(bell)) => (socket, bell),
-            (Err(error), _) | (_, Err(error)) => return Err(waiting(error)),
+        let process = self.end.peer_process().map(reactor::readable).transpose();
+        let (socket, bell, process) = match (socket, bell, process) {
+            (Ok(socket), Ok(bell), Ok(process)) => (socket, bell, process),
+            (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => return Err(waiting(error)),
         };
         loop {
             self.take_signals();
             let more = self.take_messages()?;
             self.act()?;
             self.answer_refused();
-            let flushed = self.end.flush()?;
+            self.end.flush()?;
             if self.end.arm(areas::SHARED) || more {
                 // A root that never pauses must not keep its guest from leaving.
                 for _ in 0..COMMANDS_AT_ONCE {
@@ -183,7 +184,11 @@ impl Task {
                     None => return Ok(()),
                 },
                 result = sources::readable(&socket) => result?,
-                result = sources::writable(&socket), if !flushed => result?,
+                result = sources::writable(&socket), if self.end.wants_write() => result?,
+                result = sources::readable(&process) => {
+                    result?;
+                    return Err(Error::Disconnected);
+                }
                 result = sources::readable(&bell) => {
                     result?;
                     self.end.clear_bell(areas::SHARED);

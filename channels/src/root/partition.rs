@@ -92,6 +92,8 @@ struct OpenChannel {
 struct Sources {
     socket: Option<AsyncFd<OwnedFd>>,
     bell: Option<AsyncFd<OwnedFd>>,
+    /// The process at the other end of the socket, which others may have inherited.
+    process: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Partition {
@@ -148,6 +150,7 @@ impl Partition {
         Ok(Sources {
             socket: self.end.socket().map(reactor::read_write).transpose()?,
             bell: bell.map(reactor::readable).transpose()?,
+            process: self.end.peer_process().map(reactor::readable).transpose()?,
         })
     }
 
@@ -158,7 +161,7 @@ impl Partition {
             self.take_signals();
             let more = self.take_messages()?;
             self.act();
-            let flushed = self.end.flush()?;
+            self.end.flush()?;
             if self.end.arm(areas::SHARED) || more {
                 // A guest that never pauses must not keep its partition from being asked, changed and let go.
                 for _ in 0..COMMANDS_AT_ONCE {
@@ -181,7 +184,11 @@ impl Partition {
                     None => return Ok(()),
                 },
                 result = sources::readable(&sources.socket) => result?,
-                result = sources::writable(&sources.socket), if !flushed => result?,
+                result = sources::writable(&sources.socket), if self.end.wants_write() => result?,
+                result = sources::readable(&sources.process) => {
+                    result?;
+                    return Err(LinkError::Gone);
+                }
                 result = sources::readable(&sources.bell) => {
                     result?;
                     self.end.clear_bell(areas::SHARED);

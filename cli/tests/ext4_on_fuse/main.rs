@@ -1,5 +1,6 @@
 //! A real file system on a disk that crosses the bus: `vmbus root` and `vmbus guest --fuse` as processes, a loop
 //! device on the file, ext4 on the loop device. And what is left of it all when one of them is killed.
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 mod tree;
 mod world;

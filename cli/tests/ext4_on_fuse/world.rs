@@ -86,6 +86,18 @@ impl Folder {
     }
 }
 
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Only where a test fails: it is about nothing being mounted any more.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let ours = |at: &&Path| mounts.contains(at.to_str().unwrap_or_default());
+        for at in [self.path().join("fs"), self.path().join("mnt")].iter().map(PathBuf::as_path).filter(ours)
+        {
+            let _ = program("umount").arg("-l").arg(at).status();
+        }
+    }
+}
+
 /// The contents of `file` in each folder of `parent` that has it.
 fn glob(parent: &str, file: &str) -> Vec<String> {
     let folders = fs::read_dir(parent).unwrap().filter_map(Result::ok);

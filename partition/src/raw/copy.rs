@@ -234,6 +234,20 @@ unsafe fn store_unaligned(into: *mut u8, from: &[u8]) {
     }
 }
 
+/// Fetches the cache line of an address for writing; any address will do.
+#[inline(always)]
+pub(super) fn prefetch_write(address: *const u8) {
+    // Not the compiler's intrinsic, which fetches for reading where the target may lack this instruction; those
+    // processors ignore it.
+    // SAFETY: a prefetch accesses nothing that a program could see and never faults.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The one copy outside Rust's memory model.
 ///
 /// # Safety

@@ -4,7 +4,7 @@
 //! ```sh
 //! RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/tsan \
 //! RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg plain_copies" \
-//! cargo run -p vmbus-partition --target x86_64-unknown-linux-gnu --example tsan
+//! cargo run -p vmbus-partition --target x86_64-unknown-linux-gnu --example tsan_messages
 //! ```
 //!
 //! Silence and exit status 0 mean that there was no race. Both ends share one mapping: the sanitizer knows bytes by their
