@@ -44,6 +44,20 @@ impl Session for Echo {
     }
 }
 
+/// Says hello as a guest of the newest version.
+async fn contact(guest: &MockGuest) {
+    guest.say(InitiateContact {
+        version: Version::Iron.word().into(),
+        interrupt_page_or_target: InitiateContact::target(2, 0, FeatureFlags::empty()),
+        ..InitiateContact::default()
+    });
+    guest
+        .hear(|message| {
+            matches!(message, Message::VersionResponse(answer) if answer.supported == 1).then_some(())
+        })
+        .await;
+}
+
 /// A guest that has opened the device by the rules, and is about to break them.
 struct Intruder {
     guest: MockGuest,
@@ -54,16 +68,7 @@ struct Intruder {
 impl Intruder {
     async fn open(root: &Root) -> Self {
         let guest = MockGuest::attach(root, "intruder").unwrap();
-        guest.say(InitiateContact {
-            version: Version::Iron.word().into(),
-            interrupt_page_or_target: InitiateContact::target(2, 0, FeatureFlags::empty()),
-            ..InitiateContact::default()
-        });
-        guest
-            .hear(|message| {
-                matches!(message, Message::VersionResponse(answer) if answer.supported == 1).then_some(())
-            })
-            .await;
+        contact(&guest).await;
         let (guest, relid) = Self::offered(guest).await;
         Self::open_again(guest, relid).await
     }
@@ -220,4 +225,39 @@ async fn a_guest_that_vanishes_leaves_nothing_behind() {
         }
     });
     emptied.await.expect("only the neighbour is left");
+}
+
+#[tokio::test]
+async fn a_guest_that_is_slow_to_listen_hears_every_offer_and_one_that_never_listens_is_let_go() {
+    const DEVICES: usize = 1500;
+    let root = Root::builder().build();
+    for _ in 0..DEVICES {
+        root.offer(Echo).unwrap();
+    }
+    let slow = MockGuest::attach(&root, "slow").unwrap();
+    contact(&slow).await;
+    slow.say(RequestOffers {});
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for _ in 0..DEVICES {
+        slow.hear(|message| matches!(message, Message::OfferChannel(_)).then_some(())).await;
+    }
+    slow.hear(|message| matches!(message, Message::AllOffersDelivered(_)).then_some(())).await;
+
+    // Each contact and request for offers is answered, and nobody takes the answers.
+    let gone = async {
+        while root.status().await.partitions.len() == 1 {
+            contact_without_listening(&slow);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the root lets it go");
+}
+
+fn contact_without_listening(guest: &MockGuest) {
+    guest.say(InitiateContact {
+        version: Version::Iron.word().into(),
+        interrupt_page_or_target: InitiateContact::target(2, 0, FeatureFlags::empty()),
+        ..InitiateContact::default()
+    });
+    guest.say(RequestOffers {});
 }

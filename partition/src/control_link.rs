@@ -15,8 +15,9 @@ use crate::frame::MAX_MESSAGE;
 use crate::link::LinkError;
 use crate::stream::{Claim, FrameReader, FrameWriter, Read};
 
-/// Messages that wait for a peer that does not take them, beyond those in the ring.
-const MAX_BACKLOG: usize = 1024;
+/// Messages that wait for a peer that does not take them, beyond those in the ring: more than the offers of all
+/// channels that there can be, which come at once.
+const MAX_BACKLOG: usize = 4096;
 
 /// What one end says besides messages and signals: rare things, which travel as frames.
 pub(crate) trait Event: Sized {

@@ -65,6 +65,8 @@ pub(super) struct Partition {
     by_connection: HashMap<u32, Arc<Notify>>,
     areas: Areas,
     writes: Arc<Writes>,
+    /// Why a message could not be delivered, which ends the partition.
+    undelivered: Option<LinkError>,
     /// Faults, refusals and crashes so far.
     faults: u32,
     commands: mpsc::UnboundedSender<Command>,
@@ -112,6 +114,7 @@ impl Partition {
             by_connection: HashMap::new(),
             areas: Areas::new(end.info().workers),
             writes: Writes::new(&end),
+            undelivered: None,
             faults: 0,
             root,
             end,
@@ -161,6 +164,9 @@ impl Partition {
             self.take_signals();
             let more = self.take_messages()?;
             self.act();
+            if let Some(error) = self.undelivered.take() {
+                return Err(error);
+            }
             self.end.flush()?;
             if self.end.arm(areas::SHARED) || more {
                 // A guest that never pauses must not keep its partition from being asked, changed and let go.
@@ -247,7 +253,9 @@ impl Partition {
         let mut words = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(LAST_WORDS)];
         match self.end.memory().span(gpa, words.len()).and_then(|pages| pages.read(0, &mut words)) {
             // For terminals, too: nothing that would move a cursor there.
-            Ok(()) => String::from_utf8_lossy(&words).replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"),
+            Ok(()) => {
+                String::from_utf8_lossy(&words).replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
+            }
             Err(_) => String::new(),
         }
     }
@@ -320,8 +328,10 @@ impl Partition {
         while let Some(action) = self.server.poll_action() {
             match action {
                 ServerAction::Send { vp, sint, payload } => {
-                    // A partition that takes no messages loses them with the link, which `serve` notices.
-                    let _ = self.end.deliver(vp, sint, &payload);
+                    // One that is lost would leave both ends with different ideas of the bus.
+                    if let Err(error) = self.end.deliver(vp, sint, &payload) {
+                        self.undelivered.get_or_insert(error);
+                    }
                 }
                 ServerAction::Ask { id, question } => self.decide(id, &question),
                 ServerAction::Open { relid, device, open } => self.open_channel(relid, device, &open),
