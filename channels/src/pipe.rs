@@ -84,6 +84,8 @@ pub struct BytePipe {
     channel: Channel,
     unread: Bytes,
     ended: bool,
+    /// Our end of the stream is on its way.
+    shut: bool,
     receiving: Option<Received>,
     sending: Option<Sent>,
 }
@@ -91,7 +93,7 @@ pub struct BytePipe {
 impl BytePipe {
     /// The pipe on a channel whose offer says [`Framing::ByteStream`](crate::Framing::ByteStream).
     pub fn new(channel: Channel) -> Self {
-        Self { channel, unread: Bytes::new(), ended: false, receiving: None, sending: None }
+        Self { channel, unread: Bytes::new(), ended: false, shut: false, receiving: None, sending: None }
     }
 
     fn core(&self) -> Arc<Core> {
@@ -170,8 +172,11 @@ impl AsyncWrite for BytePipe {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_sent(context))?;
-        self.send(&[]);
+        if !self.shut {
+            ready!(self.poll_sent(context))?;
+            self.shut = true;
+            self.send(&[]);
+        }
         match ready!(self.poll_sent(context)) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Poll::Ready(Ok(())),
             sent => Poll::Ready(sent),
