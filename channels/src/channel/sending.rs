@@ -108,10 +108,13 @@ impl Core {
         for request in requests {
             let range = request.range.as_ref().map(gpa_range);
             let mut packet = packet(0, request, range.as_slice());
-            let size = packet_bytes(&packet, ring)?;
-            if size > room {
-                break;
-            }
+            let size = match packet_bytes(&packet, ring) {
+                Ok(size) if size <= room => size,
+                // What is wrong with this one is told when it is the first.
+                Ok(_) => break,
+                Err(_) if sent > 0 => break,
+                Err(error) => return Err(error),
+            };
             room -= size;
             packet.transaction_id =
                 replies.start_tagged(request.tag, request.range.iter().cloned().collect());
@@ -157,7 +160,8 @@ impl Core {
     /// Whether `bytes` beyond the reserve are free, now or after asking for a signal. `true` if asking is no use.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, open: true } = &mut *outgoing else {
+        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, open: true } = &mut *outgoing
+        else {
             return true;
         };
         let wanted = bytes + *reserved;
