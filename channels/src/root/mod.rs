@@ -34,7 +34,8 @@ use crate::spin::Spin;
 /// Events that a slow subscriber may lag behind before it misses some.
 const EVENTS_KEPT: usize = 1024;
 
-/// A running root. Clones are handles to the same one; it ends with the last.
+/// A running root. Clones are handles to the same one; with the last nobody can attach any more, and partitions that
+/// have attached are served until they leave. [`run_until`](Self::run_until) ends it in order.
 #[derive(Clone)]
 pub struct Root {
     inner: Arc<Inner>,
