@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use vmbus_channels::test_utils::join_with;
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session, guid,
+    Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session,
+    guid,
 };
 
 const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a05");

@@ -162,7 +162,8 @@ impl Core {
 
     /// One request of the peer is over.
     pub(super) fn request_ended(&self, bytes: usize) {
-        if bytes >= LARGE_REQUEST && self.large_bytes.fetch_sub(bytes, Ordering::AcqRel) > LARGE_BYTES_AT_MOST {
+        if bytes >= LARGE_REQUEST && self.large_bytes.fetch_sub(bytes, Ordering::AcqRel) > LARGE_BYTES_AT_MOST
+        {
             self.nudge();
         }
         let before = self.in_flight.fetch_sub(1, Ordering::SeqCst);

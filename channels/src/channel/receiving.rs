@@ -278,7 +278,8 @@ impl Core {
         let before = incoming.queued.len();
         while incoming.queued.len() < QUEUED_AT_MOST {
             match self.next(incoming)? {
-                Next::Request(request) if !request.wants_completion() && self.deaf.load(Ordering::Relaxed) => {}
+                Next::Request(request)
+                    if !request.wants_completion() && self.deaf.load(Ordering::Relaxed) => {}
                 Next::Request(request) => incoming.queued.push_back(request),
                 Next::Routed => {}
                 Next::Empty => break,
@@ -331,8 +332,7 @@ impl Core {
         if free == 0 {
             return Ok(Some(Nothing::AtLimit));
         }
-        incoming.grants =
-            lock(&self.outgoing).reserve(free, self.limits.completion_size())?;
+        incoming.grants = lock(&self.outgoing).reserve(free, self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
