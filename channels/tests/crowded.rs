@@ -1,6 +1,8 @@
 //! Rings that are small for what goes through them, and packets that nobody asked for: everybody still gets on.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use vmbus_channels::test_utils::join_with;
@@ -106,5 +108,60 @@ fn notices_are_dropped_where_nobody_wants_them() {
         let (_root, _guest, channel) = open(Later { notices: 1000 }, 16).await;
         channel.discard_notices();
         assert_eq!(&channel.send(b"question", []).await.unwrap().reply().await.unwrap()[..], b"answered");
+    });
+}
+
+/// Counts the requests that it has in hand.
+#[derive(Clone, Default)]
+struct Counting {
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Provider for Counting {
+    type Session = Self;
+
+    fn offer(&self) -> Offer {
+        Offer::new(CLASS, "counting")
+    }
+
+    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Self, Refusal> {
+        Ok(self.clone())
+    }
+}
+
+impl Session for Counting {
+    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
+        while let Some(request) = channel.recv().await? {
+            let this = self.clone();
+            this.most.fetch_max(this.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                this.now.fetch_sub(1, Ordering::SeqCst);
+                let _ = request.complete(b"answered").await;
+            });
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn of_large_requests_fewer_are_taken_at_a_time() {
+    on_one_thread(async {
+        let root = Root::builder().build();
+        let counting = Counting::default();
+        root.offer(counting.clone()).unwrap();
+        let guest = join_with(&root, "guest", Guest::builder().ring_pages(4096)).await.unwrap();
+        let channel = guest.open(Device::class(CLASS)).await.unwrap();
+        let large = vec![7; 64 << 10];
+        let mut pending = Vec::new();
+        for _ in 0..200 {
+            pending.push(channel.send(&large, []).await.unwrap());
+        }
+        for pending in pending {
+            assert_eq!(&pending.reply().await.unwrap()[..], b"answered");
+        }
+        let most = counting.most.load(Ordering::SeqCst);
+        assert!((2..=65).contains(&most), "{most} requests of 64 KiB in hand");
     });
 }
