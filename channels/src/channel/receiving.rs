@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use vmbus_core::pages::{GpaDirect, TransferPages};
-use vmbus_partition::{GuestPages, RingMapping};
+use vmbus_partition::{GpaSpace, GuestPages, RingMapping};
 use vmbus_ringbuf::{Consumer, Packet, PacketKind, RingFault};
 
 use super::core::{Core, lock};
@@ -31,6 +31,8 @@ pub(super) struct Incoming {
     /// Requests that may be taken before completion space must be set aside again.
     grants: usize,
     queued: VecDeque<Request>,
+    /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
+    memory: Option<Arc<GpaSpace>>,
     spinner: Spinner,
 }
 
@@ -41,6 +43,7 @@ impl Incoming {
             masked: false,
             grants,
             queued: VecDeque::new(),
+            memory: None,
             spinner: Spinner::new(Spin::default()),
         })
     }
@@ -215,10 +218,12 @@ impl Core {
                 return Some(Err(ChannelError::Closed));
             }
             looks += 1;
-            if let Err(error) = self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks)) {
-                return Some(Err(error));
+            match self.route(&mut incoming) {
+                // Nobody but who holds the ring adds replies.
+                Ok(0) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
+                Ok(_) => lock(&self.replies).take(id).map(Ok),
+                Err(error) => Some(Err(error)),
             }
-            lock(&self.replies).take(id).map(Ok)
         });
         if spin {
             incoming.spinner = spinner;
@@ -255,13 +260,12 @@ impl Core {
                 return Some(Err(ChannelError::Closed));
             }
             looks += 1;
-            if let Err(error) =
-                self.route(&mut incoming).and_then(|()| self.publish_while_looking(&mut incoming, looks))
-            {
-                return Some(Err(error));
+            match self.route(&mut incoming) {
+                // Nobody but who holds the ring adds replies.
+                Ok(0) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
+                Ok(_) => Some(lock(&self.replies).take_tagged(into)).filter(|&count| count > 0).map(Ok),
+                Err(error) => Some(Err(error)),
             }
-            let count = lock(&self.replies).take_tagged(into);
-            (count > 0).then_some(Ok(count))
         });
         if spin {
             incoming.spinner = spinner;
@@ -276,24 +280,32 @@ impl Core {
         incoming.mask();
         let routed = self.route(&mut incoming);
         self.leave(incoming)?;
-        routed
+        routed.map(drop)
     }
 
-    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ChannelError> {
+    /// Takes what is there; gives how many completions that were.
+    #[inline]
+    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<usize, ChannelError> {
+        // Looking in vain is most of what a spinning thread does: one load.
+        if !incoming.consumer.has_unread()? {
+            return Ok(0);
+        }
         let before = incoming.queued.len();
+        let mut completions = 0;
         while incoming.queued.len() < QUEUED_AT_MOST {
             match self.next(incoming)? {
                 Next::Request(request) => incoming.queued.push_back(request),
-                Next::Routed => {}
+                Next::Routed => completions += 1,
                 Next::Empty => break,
             }
         }
         if incoming.queued.len() > before {
             self.nudge();
         }
-        Ok(())
+        Ok(completions)
     }
 
+    #[inline]
     fn next_request(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Result<Request, Nothing>, ChannelError> {
         loop {
             if incoming.queued.is_empty() && !incoming.consumer.has_unread()? {
@@ -334,6 +346,7 @@ impl Core {
     }
 
     /// Takes the next packet, whatever it is.
+    #[inline]
     fn next(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Next, ChannelError> {
         let Some(packet) = incoming.consumer.next()? else { return Ok(Next::Empty) };
         let next = match packet.kind {
@@ -346,7 +359,7 @@ impl Core {
                 Next::Routed
             }
             PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {
-                Next::Request(self.request(&packet)?)
+                Next::Request(self.request(&packet, &mut incoming.memory)?)
             }
         };
         if incoming.consumer.publish_if_due()?.is_ring() {
@@ -355,7 +368,12 @@ impl Core {
         Ok(next)
     }
 
-    fn request(self: &Arc<Self>, packet: &Packet<'_, RingMapping>) -> Result<Request, ChannelError> {
+    #[inline]
+    fn request(
+        self: &Arc<Self>,
+        packet: &Packet<'_, RingMapping>,
+        memory: &mut Option<Arc<GpaSpace>>,
+    ) -> Result<Request, ChannelError> {
         let mut payload = SmallVec::from_elem(0, packet.payload_len());
         packet.read_payload(0, &mut payload).map_err(short)?;
         let mut header: SmallVec<[u8; 128]> = SmallVec::from_elem(0, packet.header_len());
@@ -363,10 +381,14 @@ impl Core {
         let attached = match packet.kind {
             PacketKind::InBand | PacketKind::Completion => Attached::Nothing,
             PacketKind::GpaDirect => {
-                let memory = self.side.memory();
                 let ranges = GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
-                let pages: Result<SmallVec<[GuestPages; 1]>, _> =
-                    ranges.ranges().map(|range| memory.pages(range)).collect();
+                let find = |memory: &Arc<GpaSpace>| ranges.ranges().map(|range| memory.pages(range)).collect();
+                let mut pages: Result<SmallVec<[GuestPages; 1]>, _> =
+                    find(memory.get_or_insert_with(|| self.side.memory()));
+                if pages.is_err() {
+                    // Memory may have come since.
+                    pages = find(memory.insert(self.side.memory()));
+                }
                 Attached::Pages(pages?)
             }
             PacketKind::TransferPages => {
@@ -389,6 +411,7 @@ impl Core {
 
     /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
     fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
+        incoming.memory = None;
         while incoming.masked && self.parked.load(Ordering::Relaxed) > 0 && self.unmask(&mut incoming)? {
             if incoming.queued.len() == QUEUED_AT_MOST {
                 self.nudge();

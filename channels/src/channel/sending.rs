@@ -174,6 +174,11 @@ impl Core {
         result
     }
 
+    /// Whether the peer looks at its ring by itself.
+    pub(super) fn peer_polls(&self) -> bool {
+        lock(&self.outgoing).producer.consumer_polls()
+    }
+
     pub(super) fn check_completion(&self, len: usize) -> Result<(), ChannelError> {
         let room = self.limits.completion_room;
         if len > room { Err(ChannelError::CompletionTooLarge { len, room }) } else { Ok(()) }

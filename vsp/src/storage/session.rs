@@ -15,8 +15,10 @@ use super::lun::Execution;
 use super::target::Target;
 use super::vstor::{Reply, ResetScope, State, Step, Vstor};
 
-/// Requests taken at a time: enough to share one signal, few enough that the first need not wait for the last.
-const BATCH: usize = 64;
+/// Requests taken at a time: few enough to stay in the first-level cache until they are completed.
+const TAKEN_AT_ONCE: usize = 8;
+/// Completions that share one signal at most.
+const COMPLETED_AT_ONCE: usize = 64;
 
 /// The conversation with one guest and its view of the disks.
 #[derive(Debug)]
@@ -32,9 +34,13 @@ impl Session for StorageSession {
         // What an earlier guest has written may still be on its way to the medium.
         self.target.settled().await;
         let mut completions = channel.completions();
-        let mut requests = Vec::with_capacity(BATCH);
+        let mut requests = Vec::with_capacity(TAKEN_AT_ONCE);
         loop {
-            if channel.try_recv(BATCH, &mut requests)? == 0 {
+            if channel.try_recv(TAKEN_AT_ONCE, &mut requests)? == 0 {
+                if !completions.is_empty() {
+                    completions.send().await?;
+                    continue;
+                }
                 tokio::select! {
                     biased;
                     request = channel.recv() => match request? {
@@ -47,7 +53,7 @@ impl Session for StorageSession {
             for request in requests.drain(..) {
                 self.start(request, &channel, &mut completions)?;
             }
-            if !completions.is_empty() {
+            if completions.are_awaited() || completions.len() >= COMPLETED_AT_ONCE {
                 completions.send().await?;
             }
             self.tell_changes(&channel).await?;
