@@ -107,7 +107,11 @@ impl BufferRange {
     /// # Panics
     /// If that is not within the range, as slicing does.
     pub fn part(&self, at: u32, len: u32) -> Self {
-        assert!(at <= self.len && len <= self.len - at, "{len} bytes at {at} of a range of {} bytes", self.len);
+        assert!(
+            at <= self.len && len <= self.len - at,
+            "{len} bytes at {at} of a range of {} bytes",
+            self.len
+        );
         Self { pages: Arc::clone(&self.pages), start: self.start + at as usize, len }
     }
 

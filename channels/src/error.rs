@@ -139,9 +139,12 @@ impl ChannelError {
     pub(crate) fn ends_channel(&self) -> bool {
         match self {
             Self::Closed | Self::Ring(_) | Self::Memory(_) | Self::Protocol(_) => true,
-            Self::TooLarge { .. } | Self::OutOfBuffer { .. } | Self::CompletionTooLarge { .. } | Self::TimedOut | Self::Io(_) | Self::Device(_) => {
-                false
-            }
+            Self::TooLarge { .. }
+            | Self::OutOfBuffer { .. }
+            | Self::CompletionTooLarge { .. }
+            | Self::TimedOut
+            | Self::Io(_)
+            | Self::Device(_) => false,
         }
     }
 }

@@ -100,7 +100,9 @@ impl Event {
         match self {
             Self::Attached { client, extended } => tracing::info!(guest = %client.name, extended, "attached"),
             Self::Detached { client, why } => tracing::info!(guest = %client.name, why, "detached"),
-            Self::Connected { client, version } => tracing::info!(guest = %client.name, %version, "connected"),
+            Self::Connected { client, version } => {
+                tracing::info!(guest = %client.name, %version, "connected")
+            }
             Self::Disconnected { client } => tracing::info!(guest = %client.name, "disconnected"),
             Self::Opened { client, device, relid } => {
                 tracing::info!(guest = %client.name, device, relid, "channel opened");
@@ -108,11 +110,17 @@ impl Event {
             Self::Closed { client, device, relid, error } => {
                 tracing::info!(guest = %client.name, device, relid, error, "channel closed");
             }
-            Self::Refused { client, what, reason } => tracing::warn!(guest = %client.name, what, reason, "refused"),
+            Self::Refused { client, what, reason } => {
+                tracing::warn!(guest = %client.name, what, reason, "refused")
+            }
             Self::Fault { client, fault } => tracing::warn!(guest = %client.name, %fault, "protocol fault"),
-            Self::Crashed { client, message } => tracing::warn!(guest = %client.name, message, "guest crashed"),
+            Self::Crashed { client, message } => {
+                tracing::warn!(guest = %client.name, message, "guest crashed")
+            }
             Self::AttachFailed { why } => tracing::warn!(why, "attach failed"),
-            Self::ListenerFailed { path, why } => tracing::warn!(path = %path.display(), why, "listener failed"),
+            Self::ListenerFailed { path, why } => {
+                tracing::warn!(path = %path.display(), why, "listener failed")
+            }
         }
     }
 }

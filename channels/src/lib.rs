@@ -9,6 +9,7 @@
 //! No device protocol is known here.
 #![forbid(unsafe_code)]
 
+mod areas;
 mod block_on;
 mod buffer;
 mod channel;
@@ -37,6 +38,7 @@ pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
 pub use provider::{Client, OpenRequest, Provider, Session};
 pub use root::{
-    AllowAll, ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Policy, Question, Root, RootBuilder, Status,
+    AllowAll, ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Policy, Question, Root,
+    RootBuilder, Status,
 };
 pub use spin::Spin;

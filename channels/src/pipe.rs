@@ -149,7 +149,11 @@ impl AsyncRead for BytePipe {
 }
 
 impl AsyncWrite for BytePipe {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
         ready!(self.poll_sent(context))?;
         let len = from.len().min(MAX_MESSAGE);
         if len > 0 {

@@ -100,7 +100,10 @@ impl MockGuest {
 
     /// Memory for two rings of `pages` data pages each, and the page list that describes it.
     pub fn rings(&self, pages: usize) -> (MockRings, PageRanges) {
-        let memory = self.end.allocate(ROOT_DOMAIN, 2 * (pages + 1) * vmbus_core::PAGE_SIZE).expect("memory for rings");
+        let memory = self
+            .end
+            .allocate(ROOT_DOMAIN, 2 * (pages + 1) * vmbus_core::PAGE_SIZE)
+            .expect("memory for rings");
         memory.mapping().fill_zero(0, memory.len());
         let space = self.end.memory();
         let ring = |skip| space.ring(memory.pfns().skip(skip).take(pages + 1)).expect("our own pages");

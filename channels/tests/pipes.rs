@@ -1,10 +1,11 @@
 //! Channels as pipes.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vmbus_channels::test_utils::join;
 use vmbus_channels::{
-    BytePipe, Channel, ChannelError, Client, Device, Framing, Guid, MAX_MESSAGE, MessagePipe, Offer, OpenRequest, Provider,
-    Refusal, Root, Session, guid,
+    BytePipe, Channel, ChannelError, Client, Device, Framing, Guid, MAX_MESSAGE, MessagePipe, Offer,
+    OpenRequest, Provider, Refusal, Root, Session, guid,
 };
 
 const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a02");

@@ -1,10 +1,12 @@
 //! Requests and completions on one channel: order, depth, memory, ends.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::time::Duration;
 
 use vmbus_channels::test_utils::join;
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Error, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session, Spin, guid,
+    Channel, ChannelError, Client, Device, Error, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session,
+    Spin, guid,
 };
 
 const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a01");

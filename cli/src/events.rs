@@ -41,7 +41,9 @@ fn describe(event: &Event) -> Option<Value> {
         Event::Connected { client, version } => {
             json!({ "event": "connected", "guest": &*client.name, "id": client.id, "version": version.to_string() })
         }
-        Event::Disconnected { client } => json!({ "event": "disconnected", "guest": &*client.name, "id": client.id }),
+        Event::Disconnected { client } => {
+            json!({ "event": "disconnected", "guest": &*client.name, "id": client.id })
+        }
         Event::Opened { client, device, relid } => {
             json!({ "event": "opened", "guest": &*client.name, "id": client.id, "device": device, "channel": relid })
         }
@@ -59,7 +61,9 @@ fn describe(event: &Event) -> Option<Value> {
             json!({ "event": "crashed", "guest": &*client.name, "id": client.id, "message": message })
         }
         Event::AttachFailed { why } => json!({ "event": "attach_failed", "why": why }),
-        Event::ListenerFailed { path, why } => json!({ "event": "listener_failed", "path": path, "why": why }),
+        Event::ListenerFailed { path, why } => {
+            json!({ "event": "listener_failed", "path": path, "why": why })
+        }
         // Events may be added; those that this command does not know it does not tell.
         _ => return None,
     })

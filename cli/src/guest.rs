@@ -74,12 +74,15 @@ async fn show_disk(guest: &Guest, mountpoint: &std::path::Path) -> Result<()> {
         .with_context(|| format!("cannot mount at {}: is it an empty directory?", mountpoint.display()))?;
     println!("{} is a disk of {}", door.file().display(), crate::size::show(size));
     let ended = wait_for_end(guest).await;
-    door.unmount()?;
-    ended
+    let unmounted = door.unmount();
+    // Without a root there is nothing to flush to either: that is the consequence, not the reason.
+    ended?;
+    Ok(unmounted?)
 }
 
 async fn wait_for_end(guest: &Guest) -> Result<()> {
-    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupted, mut terminated) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),

@@ -106,7 +106,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
 fn config(arguments: Arguments) -> Result<Config> {
     let mut config = match &arguments.config {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))?
         }
         None => Config::default(),
@@ -119,7 +120,8 @@ fn config(arguments: Arguments) -> Result<Config> {
         config.disk.push(parse_disk(disk)?);
     }
     for vm in &arguments.vms {
-        let (name, socket) = vm.split_once('=').with_context(|| format!("--vm {vm}: expected NAME=SOCKET"))?;
+        let (name, socket) =
+            vm.split_once('=').with_context(|| format!("--vm {vm}: expected NAME=SOCKET"))?;
         config.vm.push(VmConfig { name: name.into(), socket: socket.into() });
     }
     if config.socket.is_none() && config.vm.is_empty() {
@@ -130,7 +132,8 @@ fn config(arguments: Arguments) -> Result<Config> {
 
 fn parse_disk(text: &str) -> Result<DiskConfig> {
     let mut parts = text.split(',');
-    let file = parts.next().filter(|file| !file.is_empty()).with_context(|| format!("--disk {text}: no file"))?;
+    let file =
+        parts.next().filter(|file| !file.is_empty()).with_context(|| format!("--disk {text}: no file"))?;
     let mut disk = DiskConfig { file: file.into(), guest: None, read_only: false };
     for option in parts {
         match option.split_once('=') {
@@ -165,7 +168,8 @@ async fn serve(config: Config, spin: Spin, manner: Manner) -> Result<()> {
             println!("listening at {}", socket.display());
         }
     }
-    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupted, mut terminated) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     root.run_until(async {
         tokio::select! {
             _ = interrupted.recv() => {}
@@ -188,7 +192,8 @@ fn controller(disk: &DiskConfig) -> Result<StorageController> {
             Lun::new(RawFile::open(&disk.file, access).with_context(|| format!("disk {}", disk.file))?)
         }
     };
-    let name = std::path::Path::new(&disk.file).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name =
+        std::path::Path::new(&disk.file).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let controller = StorageController::new(name).lun(0, lun);
     Ok(match &disk.guest {
         Some(guest) => controller.only_for(guest.as_str()),

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use vmbus_core::PAGE_SIZE;
+use vmbus_core::memory::SharedMemory;
 use vmbus_core::pages::{GpadlError, PageRanges};
 
 use crate::control_link::lock;
@@ -18,6 +19,12 @@ pub enum AllocError {
     Full {
         /// Pages asked for.
         pages: usize,
+        /// The sharing domain.
+        domain: u32,
+    },
+    /// Pages of the domain are still in use, or it is domain 0, or there is none.
+    #[error("the shared memory of domain {domain} cannot be given up now")]
+    InUse {
         /// The sharing domain.
         domain: u32,
     },
@@ -47,7 +54,6 @@ struct AllocRegion {
 impl PageAllocator {
     /// All pages of `mapping`, which the root sees at guest-physical address `gpa` (a multiple of 4096).
     pub fn new(gpa: u64, domain: u32, mapping: Mapping) -> Self {
-        use vmbus_core::memory::SharedMemory;
         let pages = mapping.size() / PAGE_SIZE;
         let free = Mutex::new(if pages == 0 { Vec::new() } else { vec![Range { start: 0, end: pages }] });
         Self { region: Arc::new(AllocRegion { first_pfn: gpa / PAGE_SIZE as u64, domain, mapping, free }) }
@@ -72,6 +78,11 @@ impl PageAllocator {
         // What the last owner wrote is not the next one's business.
         view.fill_zero(0, pages * PAGE_SIZE);
         Ok(SharedPages { region: Arc::clone(&self.region), place: start..start + pages, view })
+    }
+
+    /// Whether no page is taken.
+    pub fn is_unused(&self) -> bool {
+        self.free() == self.region.mapping.size()
     }
 
     /// Bytes that are free, in however many pieces.
@@ -111,7 +122,7 @@ impl SharedPages {
     }
 
     /// The page numbers, in order.
-    pub fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + Clone + use<> {
+    pub fn pfns(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + Clone + use<> {
         let first = self.first_pfn();
         (0..self.place.len()).map(move |index| first + index as u64)
     }

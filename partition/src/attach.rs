@@ -50,14 +50,24 @@ pub struct AttachLimits {
     pub memory: u64,
     /// Kernel mappings that its rings may take.
     pub ring_maps: usize,
+    /// What the guest's bells are made of. A hostile guest can make whoever rings an eventfd wait: only for guests that
+    /// are trusted not to.
+    pub bells: BellKind,
     /// Posts of a base VMM that may wait unread before it is told to slow down.
     pub posts: u32,
 }
 
 impl Default for AttachLimits {
-    /// 256 processors, five workers, 1 TiB, and what the parts say themselves.
+    /// 256 processors, five workers, 1 TiB, bells that nobody can block, and what the parts say themselves.
     fn default() -> Self {
-        Self { vps: 256, workers: 5, memory: 1 << 40, ring_maps: crate::gpa::DEFAULT_RING_MAPS, posts: 1024 }
+        Self {
+            vps: 256,
+            workers: 5,
+            memory: 1 << 40,
+            ring_maps: crate::gpa::DEFAULT_RING_MAPS,
+            bells: BellKind::Pipe,
+            posts: 1024,
+        }
     }
 }
 
@@ -227,7 +237,7 @@ impl Conversation {
             let bell = BellReceiver::from_peer(descriptor, BellKind::Event);
             own_bells.push(bell.map_err(LinkError::system("taking over a bell"))?);
         }
-        let (bells, theirs) = pipe_bells(area.vps())?;
+        let (bells, theirs) = bells(self.limits.bells, area.vps())?;
         let theirs = theirs.into_iter().map(OwnedFd::from).collect();
         let mut bytes = Vec::new();
         let accept = RootFrame::ExtAccept {
@@ -324,11 +334,6 @@ fn identify(socket: &UnixStream) -> (Option<Credentials>, Option<OwnedFd>) {
     (Some(credentials), process.ok())
 }
 
-fn pipe_bells(count: u16) -> Result<(Vec<Bell>, Vec<BellReceiver>), LinkError> {
-    let bells: Result<Vec<_>, _> = (0..count).map(|_| BellKind::Pipe.create()).collect();
-    Ok(bells.map_err(LinkError::system("making a bell"))?.into_iter().unzip())
-}
-
 /// Attaches a process as a guest to the root that listens at `path`. Waits for the root's answer as long as
 /// `options.patience` says, and never after that.
 ///
@@ -362,7 +367,7 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
     let mut reader = FrameReader::new(socket);
     let (memory, file) = GuestMemory::new(options.memory)?;
     let area = ControlArea::create(options.workers, options.vps)?;
-    let (bells, theirs) = bells(options.workers)?;
+    let (bells, theirs) = bells(BellKind::Event, options.workers)?;
 
     let copy =
         |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(LinkError::system("duplicating a descriptor"));
@@ -390,7 +395,8 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
     reader.restart_count();
     let mut own_bells = Vec::new();
     for descriptor in answer.descriptors {
-        let bell = BellReceiver::from_peer(descriptor, BellKind::Pipe);
+        // Of a pipe, or of an eventfd where the root trusts us.
+        let bell = BellReceiver::from_root(descriptor);
         own_bells.push(bell.map_err(LinkError::system("taking over a bell"))?);
     }
     let workers = answer.workers.min(area.workers());
@@ -432,7 +438,8 @@ fn wait_for_answer(
         })?;
         match answer {
             Read::Frame(Ok(Some(answer))) => return Ok(answer),
-            Read::Frame(Ok(None)) => continue,
+            Read::Frame(Ok(None)) if Instant::now() < deadline => continue,
+            Read::Frame(Ok(None)) => {}
             Read::Frame(Err(error)) => return Err(error),
             Read::Gone => return Err(LinkError::Gone),
             Read::Nothing => {}

@@ -186,8 +186,10 @@ impl RootEnd for BaseRoot {
         loop {
             match state.reader.next(|frame, _claim| hear(frame))? {
                 Read::Frame(frame) => {
-                    if let Some(event) = self.heard(&mut state, frame?)? {
-                        return Ok(Some(event));
+                    let event = self.heard(&mut state, frame?)?;
+                    state.reader.meant(event.is_some())?;
+                    if event.is_some() {
+                        return Ok(event);
                     }
                 }
                 Read::Nothing => {

@@ -78,7 +78,7 @@ pub(crate) enum End {
 }
 
 /// The control area as one end has it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ControlArea {
     memory: Mapping,
     workers: u16,

@@ -339,7 +339,11 @@ impl<I: Event> InState<I> {
     fn next_event(&mut self) -> Result<Read<Option<I>>, LinkError> {
         match &mut self.wire {
             WireIn::Socket(reader) => match reader.next(|frame, claim| I::parse(frame, claim))? {
-                Read::Frame(event) => Ok(Read::Frame(event?)),
+                Read::Frame(event) => {
+                    let event = event?;
+                    reader.meant(event.is_some())?;
+                    Ok(Read::Frame(event))
+                }
                 Read::Nothing => Ok(Read::Nothing),
                 Read::Gone => Ok(Read::Gone),
             },

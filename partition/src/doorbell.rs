@@ -82,13 +82,19 @@ impl BellReceiver {
     /// [`io::ErrorKind::InvalidInput`]: it is not what a bell of this kind is made of, but, say, a file whose owner
     /// could make us wait. The peer's fault.
     pub fn from_peer(descriptor: OwnedFd, kind: BellKind) -> io::Result<Self> {
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?;
-        let name = link.to_string_lossy();
-        let fits = match kind {
-            BellKind::Event => name == "anon_inode:[eventfd]",
-            BellKind::Pipe => name.starts_with("pipe:["),
-        };
-        if fits { Ok(Self { descriptor }) } else { Err(io::ErrorKind::InvalidInput.into()) }
+        if kind_of(&descriptor)? == Some(kind) {
+            Ok(Self { descriptor })
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+
+    /// Takes over a descriptor that the root passed: a bell of either kind.
+    ///
+    /// # Errors
+    /// As [`BellReceiver::from_peer`].
+    pub fn from_root(descriptor: OwnedFd) -> io::Result<Self> {
+        kind_of(&descriptor)?.map(|_| Self { descriptor }).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// Silences the bell and tells whether it rang. Never waits. Clear first, then look at what the bell was for.
@@ -104,6 +110,19 @@ impl BellReceiver {
             }
         }
         rang
+    }
+}
+
+/// What a descriptor is made of, as the kernel names it.
+fn kind_of(descriptor: &OwnedFd) -> io::Result<Option<BellKind>> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?;
+    let name = link.to_string_lossy();
+    if name == "anon_inode:[eventfd]" {
+        Ok(Some(BellKind::Event))
+    } else if name.starts_with("pipe:[") {
+        Ok(Some(BellKind::Pipe))
+    } else {
+        Ok(None)
     }
 }
 

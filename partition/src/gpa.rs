@@ -232,7 +232,8 @@ impl GpaSpace {
         let mut free_from = 0;
         for region in &regions {
             let (gpa, size) = (region.gpa, region.size());
-            let whole_pages = gpa.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && size > 0;
+            let in_file = region.mapping.file_offset();
+            let whole_pages = [gpa, size, in_file].iter().all(|at| at.is_multiple_of(PAGE)) && size > 0;
             let end = gpa.checked_add(size).filter(|_| whole_pages && gpa >= free_from);
             free_from = end.ok_or(GpaError::BadRegion { gpa, size })?;
         }

@@ -88,8 +88,7 @@ impl ControlGuest {
 
     /// The allocator of a domain; a new domain gets a file of its own, of which the root hears before any message that
     /// could speak of it.
-    fn allocator(&self, domain: u32) -> Result<PageAllocator, AllocError> {
-        let mut memory = lock(&self.memory);
+    fn allocator(&self, memory: &mut GuestMemory, domain: u32) -> Result<PageAllocator, AllocError> {
         if let Some(allocator) = memory.domains.get(&domain) {
             return Ok(allocator.clone());
         }
@@ -105,6 +104,28 @@ impl ControlGuest {
         let allocator = PageAllocator::new(gpa, domain, mapping);
         memory.domains.insert(domain, allocator.clone());
         Ok(allocator)
+    }
+
+    /// Gives up the memory of a sharing domain, which the root forgets as well. A descriptor that others hold stays
+    /// theirs.
+    ///
+    /// # Errors
+    /// [`AllocError::InUse`]: pages of it are allocated, or it is domain 0; [`AllocError::Link`].
+    pub fn release_domain(&self, domain: u32) -> Result<(), AllocError> {
+        let mut memory = lock(&self.memory);
+        let in_use = AllocError::InUse { domain };
+        if domain == 0 || !memory.domains.get(&domain).is_some_and(PageAllocator::is_unused) {
+            return Err(in_use);
+        }
+        let Some(region) = memory.space.regions().iter().find(|region| region.domain == domain) else {
+            return Err(in_use);
+        };
+        let range = MemoryRange { gpa: region.gpa, size: region.mapping.file().size(), fd_offset: 0 };
+        let space = memory.space.without(range.gpa, range.size).map_err(LinkError::from)?;
+        self.link.send_event(GuestEvent::MemoryRemove { range })?;
+        memory.space = Arc::new(space);
+        memory.domains.remove(&domain);
+        Ok(())
     }
 
     /// Tells the root that this guest starts anew: its channels are closed, its queues empty.
@@ -134,7 +155,9 @@ impl GuestEnd for ControlGuest {
     }
 
     fn allocate(&self, domain: u32, len: usize) -> Result<SharedPages, AllocError> {
-        self.allocator(domain)?.allocate(len)
+        // Under the lock, so that the domain is not given up in between.
+        let mut memory = lock(&self.memory);
+        self.allocator(&mut memory, domain)?.allocate(len)
     }
 
     fn socket(&self) -> Option<BorrowedFd<'_>> {

@@ -15,20 +15,15 @@ use crate::root_link::ControlRoot;
 /// # Errors
 /// Out of descriptors or memory, or options that make no sense.
 pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGuest), LinkError> {
-    let (guest_memory, file) = GuestMemory::new(options.memory)?;
+    let (guest_memory, _file) = GuestMemory::new(options.memory)?;
     let guest_area = ControlArea::create(options.workers, options.vps)?;
-    let root_area = ControlArea::from_peer(guest_area.file().clone())?;
-    let (root_rings, guest_hears) = bells(options.vps)?;
-    let (guest_rings, root_hears) = bells(options.workers)?;
+    let root_area = guest_area.clone();
+    let (root_rings, guest_hears) = bells(BellKind::Event, options.vps)?;
+    let (guest_rings, root_hears) = bells(BellKind::Event, options.workers)?;
     let (to_root, to_guest) = (Arc::new(LocalWire::new()), Arc::new(LocalWire::new()));
 
-    // The root maps the memory once more, as it would that of another process.
-    let regions = guest_memory.space().regions().iter();
-    let mut root_regions = Vec::new();
-    for region in regions {
-        root_regions.push(crate::gpa::Region { mapping: file.map_all()?, ..region.clone() });
-    }
-    let root_memory = Arc::new(GpaSpace::new(root_regions, DEFAULT_RING_MAPS)?);
+    // One mapping serves both ends, so that a race detector, which knows addresses only, sees them meet.
+    let root_memory = Arc::new(GpaSpace::new(guest_memory.space().regions().to_vec(), DEFAULT_RING_MAPS)?);
 
     let (vps, workers) = (u32::from(options.vps), u32::from(options.workers));
     let name = options.name.clone();
@@ -45,7 +40,8 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
     Ok((root, guest))
 }
 
-pub(crate) fn bells(count: u16) -> Result<(Vec<Bell>, Vec<BellReceiver>), LinkError> {
-    let bells: Result<Vec<_>, _> = (0..count).map(|_| BellKind::Event.create()).collect();
+/// As many bells as there are areas.
+pub(crate) fn bells(kind: BellKind, count: u16) -> Result<(Vec<Bell>, Vec<BellReceiver>), LinkError> {
+    let bells: Result<Vec<_>, _> = (0..count).map(|_| kind.create()).collect();
     Ok(bells.map_err(LinkError::system("making a bell"))?.into_iter().unzip())
 }

@@ -67,7 +67,10 @@ impl Memfd {
         let failed = |what| move |errno: nix::Error| MemoryError::System { what, source: errno.into() };
         let size = size.max(1).next_multiple_of(vmbus_core::PAGE_SIZE as u64);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(name, flags).map_err(failed("creating a memory file"))?;
+        // Never executable, where the kernel (6.3) knows that.
+        let file = memfd_create(name, flags | MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL))
+            .or_else(|_| memfd_create(name, flags))
+            .map_err(failed("creating a memory file"))?;
         let length = i64::try_from(size).map_err(|_| MemoryError::System {
             what: "sizing a memory file",
             source: io::ErrorKind::InvalidInput.into(),
@@ -171,6 +174,13 @@ impl Mapping {
     #[inline]
     pub fn copy_to(&self, offset: usize, to: &Mapping, to_offset: usize, len: usize) {
         self.view.copy_to(offset, &to.view, to_offset, len);
+    }
+
+    /// Hint that these bytes will be read soon, so that they can be fetched meanwhile: worth having for copies from
+    /// here and there of a memory larger than the caches. What is not inside does nothing.
+    #[inline]
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        self.view.prefetch_read(offset, len);
     }
 
     /// Sets `len` bytes from `offset` to zero. Panics if they are not inside.

@@ -48,6 +48,9 @@ pub fn is_query(stream: &UnixStream) -> io::Result<Option<bool>> {
 pub fn answer(mut stream: &UnixStream, report: &[u8]) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // A socket that is closed with something unread resets the connection, and the answer with it.
+    stream.read_exact(&mut [0; HEADER])?;
     for piece in report.chunks(PIECE) {
         stream.write_all(&header(REPORT, piece.len()))?;
         stream.write_all(piece)?;

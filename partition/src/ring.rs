@@ -139,37 +139,23 @@ impl RingMemory for RingMapping {
         self.control.word_u32(word.offset()).store(value.to_le(), order);
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, at: u32, into: &mut [u8]) {
         match &self.data {
             Data::Twice { data, .. } => data.read(at, into),
-            Data::Pages(pages) => {
-                let mut rest = into;
-                for part in parts(pages, at as usize, rest.len()) {
-                    let (now, later) = rest.split_at_mut(part.len);
-                    part.page.read(part.offset, now);
-                    rest = later;
-                }
-            }
+            Data::Pages(pages) => read_pages(pages, at as usize, into),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, at: u32, from: &[u8]) {
         match &self.data {
             Data::Twice { data, .. } => data.write(at, from),
-            Data::Pages(pages) => {
-                let mut rest = from;
-                for part in parts(pages, at as usize, rest.len()) {
-                    let (now, later) = rest.split_at(part.len);
-                    part.page.write(part.offset, now);
-                    rest = later;
-                }
-            }
+            Data::Pages(pages) => write_pages(pages, at as usize, from),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_u64(&self, at: u32) -> u64 {
         match &self.data {
             Data::Twice { data, .. } => data.read_u64(at),
@@ -180,7 +166,7 @@ impl RingMemory for RingMapping {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_u64(&self, at: u32, value: u64) {
         match &self.data {
             Data::Twice { data, .. } => data.write_u64(at, value),
@@ -190,10 +176,41 @@ impl RingMemory for RingMapping {
             }
         }
     }
+
+    #[inline]
+    fn prefetch_write(&self, at: u32) {
+        match &self.data {
+            Data::Twice { data, .. } => data.prefetch_write(at),
+            Data::Pages(pages) => {
+                let (page, offset) = place(pages, at);
+                page.prefetch_write(offset);
+            }
+        }
+    }
 }
 
 fn place(pages: &[View], at: u32) -> (&View, usize) {
     (&pages[at as usize / PAGE_SIZE % pages.len()], at as usize % PAGE_SIZE)
+}
+
+#[inline(never)]
+fn read_pages(pages: &[View], at: usize, into: &mut [u8]) {
+    let mut rest = into;
+    for part in parts(pages, at, rest.len()) {
+        let (now, later) = rest.split_at_mut(part.len);
+        part.page.read(part.offset, now);
+        rest = later;
+    }
+}
+
+#[inline(never)]
+fn write_pages(pages: &[View], at: usize, from: &[u8]) {
+    let mut rest = from;
+    for part in parts(pages, at, rest.len()) {
+        let (now, later) = rest.split_at(part.len);
+        part.page.write(part.offset, now);
+        rest = later;
+    }
 }
 
 struct PagePart<'a> {

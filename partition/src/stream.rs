@@ -50,7 +50,11 @@ pub(crate) struct FrameReader {
     batches: VecDeque<Batch>,
     gone: bool,
     frames: u32,
+    ignored: u32,
 }
+
+/// Frames that mean nothing, one after the other, before their sender is taken for one who only wants to keep us busy.
+const MAX_IGNORED: u32 = 4096;
 
 /// Gives the descriptors that ride on a frame's first byte, once.
 pub(crate) type Claim<'a> = &'a mut dyn FnMut() -> Vec<OwnedFd>;
@@ -59,7 +63,7 @@ impl FrameReader {
     pub(crate) fn new(socket: Arc<UnixStream>) -> Self {
         let buffer = vec![0; 16 * 1024];
         let batches = VecDeque::new();
-        Self { socket, buffer, filled: 0..0, position: 0, batches, gone: false, frames: 0 }
+        Self { socket, buffer, filled: 0..0, position: 0, batches, gone: false, frames: 0, ignored: 0 }
     }
 
     pub(crate) fn socket(&self) -> &Arc<UnixStream> {
@@ -98,6 +102,18 @@ impl FrameReader {
                 return Ok(if self.gone { Read::Gone } else { Read::Nothing });
             }
         }
+    }
+
+    /// Counts a frame that meant something or nothing.
+    ///
+    /// # Errors
+    /// [`LinkError::Protocol`] when nothing but frames without a meaning come.
+    pub(crate) fn meant(&mut self, something: bool) -> Result<(), LinkError> {
+        self.ignored = if something { 0 } else { self.ignored + 1 };
+        if self.ignored > MAX_IGNORED {
+            return Err(LinkError::Protocol("sends nothing but frames that are to be ignored"));
+        }
+        Ok(())
     }
 
     fn consume(&mut self, len: usize) {

@@ -497,6 +497,18 @@ fn a_root_that_grants_less_than_it_must_is_left() {
 }
 
 #[test]
+fn frames_without_meaning_do_not_keep_the_root_busy_for_ever() {
+    let (guest, mut root) = HandMade::attached();
+    let noise = frame(&GuestFrame::Ignored).repeat(1000);
+    for _ in 0..4 {
+        send_with(&guest.socket, &noise, &[]);
+        root.look().unwrap();
+    }
+    send_with(&guest.socket, &noise, &[]);
+    assert!(matches!(root.look(), Err(LinkError::Protocol(_))));
+}
+
+#[test]
 fn regions_without_end_are_refused() {
     let (guest, mut root) = HandMade::attached();
     let file = Memfd::new("more", 4096).unwrap();

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::{GuestSide, RootSide, attach_all, wait_readable};
 use vmbus_core::memory::SharedMemory;
+use vmbus_partition::doorbell::BellKind;
 use vmbus_partition::{
     AttachLimits, Attaching, FromGuest, FromRoot, GuestEnd, GuestOptions, ListenError, Listener, Refusal,
     RefusedWhat, attach,
@@ -44,6 +45,26 @@ fn memory_of_another_domain_is_a_file_of_its_own_and_known_before_a_message_spea
         memory.span(shared.gpa(), 8192).unwrap().read(100, &mut bytes).unwrap();
         assert_eq!(&bytes, b"of domain five");
     }
+}
+
+#[test]
+fn a_domain_is_given_up_when_nobody_uses_it() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let guest = std::thread::spawn(move || attach::attach(theirs, &common::options()).unwrap());
+    let root = attach_all(Attaching::new(ours, "none", 1, AttachLimits::default()).unwrap()).unwrap();
+    let (guest, mut root) = (guest.join().unwrap(), RootSide::new(root));
+    let pages = guest.allocate(3, 4096).unwrap();
+    assert!(guest.release_domain(3).is_err());
+    root.look().unwrap();
+    let held = root.end.memory().span(pages.gpa(), 4096).unwrap();
+    drop(pages);
+    guest.release_domain(3).unwrap();
+    assert!(guest.release_domain(3).is_err() && guest.release_domain(0).is_err());
+    root.look().unwrap();
+    assert_eq!(root.events, [FromGuest::MemoryChanged, FromGuest::MemoryChanged]);
+    assert_eq!(root.end.memory().regions().len(), 1);
+    held.write(0, b"still there for who uses it").unwrap();
+    assert_eq!(guest.allocate(3, 4096).unwrap().domain(), 3, "it can come back");
 }
 
 #[test]
@@ -87,6 +108,20 @@ fn fewer_workers_may_be_granted_than_wanted() {
     guest.signal(0x0002);
     root.wait(|side| side.signals.len() == 3).unwrap();
     assert_eq!(root.signals, [9, 10, 2]);
+}
+
+#[test]
+fn a_trusted_guest_may_have_eventfds_for_bells() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let guest = std::thread::spawn(move || attach::attach(theirs, &common::options()).unwrap());
+    let limits = AttachLimits { bells: BellKind::Event, ..AttachLimits::default() };
+    let root = attach_all(Attaching::new(ours, "none", 1, limits).unwrap()).unwrap();
+    let guest = guest.join().unwrap();
+    assert!(!guest.arm(3));
+    root.signal(3, 77);
+    assert!(common::is_readable(guest.vp_bell(3).unwrap()));
+    guest.clear_bell(3);
+    assert!(!common::is_readable(guest.vp_bell(3).unwrap()));
 }
 
 #[test]

@@ -150,13 +150,13 @@ fn two_threads<const LEN: usize>(batch: usize, packets: usize) -> f64 {
     let payload = [0x5a; LEN];
     let mut into = [0; LEN];
     let write = move || {
-        let mut pace = Pace::new();
         for _ in 0..packets / batch {
             let mut writing = producer.batch();
             for _ in 0..batch {
                 while let Err(error) = writing.push(Outgoing::request(1, black_box::<&[u8; LEN]>(&payload))) {
                     assert_eq!(error, PushError::Full);
-                    rest(pace.found(2));
+                    // A quarter of the ring comes back at a time.
+                    rest(16);
                 }
             }
             let _ = black_box(writing.commit().unwrap());

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use vmbus_channels::{Buffer, BufferRange, Channel, Device, Error, Guest, Pending, Root};
-use vmbus_core::storage::scsi::{BlockRange, Command, Sense};
+use vmbus_core::memory::SharedMemory;
+use vmbus_core::storage::scsi::{BlockRange, CdbForm, Command, Sense};
 use vmbus_core::storage::{
     Address, DataDirection, Notice, Outcome, Packet, Request, SCSI_CLASS, Srb, SrbStatus, Version,
 };
@@ -232,6 +233,22 @@ async fn what_cannot_be_run_is_answered_and_what_cannot_be_read_ends_the_channel
     assert_eq!(outcome(short).await.srb_status, SrbStatus::DATA_OVERRUN);
     assert_eq!(driver.run(Command::TestUnitReady, None).await, Outcome::success(0));
 
-    driver.channel.notify(&[1; 8]).await.unwrap();
+    // The header alone is 12 bytes.
+    let _ = driver.channel.send(&[1; 8], []).await.unwrap();
     timeout(LONG, driver.channel.closed()).await.expect("the channel ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_wants_no_answer_is_not_run() {
+    let disk = Memory::new(1 << 20).unwrap();
+    let root = Root::builder().build();
+    root.offer(StorageController::new("disk").lun(0, Lun::new(disk.clone()))).unwrap();
+    let guest = join(&root, "alice").await;
+    let driver = Driver::open(&guest).await.unwrap();
+    let same = Command::WriteSame(BlockRange { form: CdbForm::Sixteen, options: 1, lba: 0, blocks: 1 });
+    disk.bytes().write(0, &[0x55; 512]);
+    let srb = Srb::request(Version::V6_2, DISK, &same.emit().unwrap(), DataDirection::Unspecified, 0);
+    driver.channel.notify(&Request::ExecuteSrb(srb).to_packet().to_bytes()).await.unwrap();
+    timeout(LONG, driver.channel.closed()).await.expect("the channel ends");
+    assert_eq!(disk.bytes().read_u64(0), 0x5555_5555_5555_5555);
 }

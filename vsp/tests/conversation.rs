@@ -103,6 +103,31 @@ fn every_version_is_spoken_with_packets_of_its_size() {
 }
 
 #[test]
+fn the_size_of_packets_is_the_versions_whatever_the_first_ones_were() {
+    let mut vstor = Vstor::new(Limits::default());
+    for request in [
+        Request::BeginInitialization,
+        query(Version::V4_2),
+        Request::QueryProperties,
+        Request::EndInitialization,
+    ] {
+        vstor.handle(&packet(request, Version::V6_2)).unwrap();
+    }
+    let Step::Execute(srb) = vstor.handle(&vector("ST-20")).unwrap() else { panic!("ST-20 is a command") };
+    assert_eq!(vstor.completion(&srb, &Outcome::success(0)).as_bytes().len(), 48);
+    assert_eq!(ask_sized(&mut vstor, Request::ResetBus, 64), 48);
+}
+
+fn ask_sized(vstor: &mut Vstor, request: Request, size: usize) -> usize {
+    match vstor.handle(&request.to_packet().to_bytes()[..size]).unwrap() {
+        Step::Reply(reply) | Step::Reset(_, reply) | Step::CreateSubChannels(_, reply) => {
+            reply.as_bytes().len()
+        }
+        Step::Execute(srb) => panic!("no answer but {srb:?}"),
+    }
+}
+
+#[test]
 fn the_answer_to_a_failed_command_is_the_specifications() {
     let vstor = ready(Limits::default(), Version::V6_2);
     for (failure, id) in [(Failure::UnknownOpcode, "ST-16"), (Failure::NoSuchLun, "ST-17")] {

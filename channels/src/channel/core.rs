@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::coop::consume_budget;
 use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
 
-use super::receiving::{GRANTS_AT_ONCE, Incoming};
+use super::receiving::Incoming;
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
-use super::wait::Wait;
+use super::wait::{Wait, Woken};
 use crate::error::ChannelError;
 
 /// Bounds of one channel.
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     pub(super) limits: Limits,
     pub(super) incoming: Mutex<Incoming>,
     pub(super) outgoing: Mutex<Outgoing>,
+    /// Bytes that the outgoing ring holds at most.
+    pub(super) capacity: usize,
     pub(super) replies: Mutex<Replies>,
     /// Futures and threads that sleep on this channel: while there are any, the incoming ring stays unmasked.
     pub(super) parked: AtomicUsize,
@@ -47,6 +50,8 @@ pub(crate) struct Core {
     pub(super) in_flight: AtomicUsize,
     /// Answer in place of a request that was dropped unanswered.
     pub(super) abandoned: OnceLock<Bytes>,
+    /// Nobody receives: packets that want no answer are dropped.
+    pub(super) deaf: AtomicBool,
     closed: AtomicBool,
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
@@ -66,8 +71,9 @@ impl Core {
         limits: Limits,
     ) -> Result<Arc<Self>, RingFault> {
         let mut outgoing = Outgoing::new(outgoing)?;
-        let grants = outgoing.reserve(limits.requests.min(GRANTS_AT_ONCE), limits.completion_size())?;
+        let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
+            capacity: outgoing.capacity(),
             side,
             wait,
             limits,
@@ -77,6 +83,7 @@ impl Core {
             parked: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             abandoned: OnceLock::new(),
+            deaf: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
@@ -97,6 +104,12 @@ impl Core {
         self.closed.store(true, Ordering::Release);
         lock(&self.outgoing).shut();
         self.nudge();
+    }
+
+    /// Returns when nobody touches the rings of the closed channel any more.
+    pub(crate) fn quiesce(&self) {
+        debug_assert!(self.is_closed());
+        drop(lock(&self.incoming));
     }
 
     /// Closes the channel if `result` says that the peer broke its rules.
@@ -162,9 +175,18 @@ impl Core {
     /// Sleeps until the peer signals, somebody nudged since `seen`, or `ready` is. May return early.
     ///
     /// `last_look` runs when no signal can be missed any more; `true` means do not sleep.
-    pub(super) async fn park(&self, seen: u64, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
+    pub(super) async fn park(
+        &self,
+        seen: u64,
+        last_look: impl FnOnce() -> bool,
+        ready: impl Future<Output = ()>,
+    ) {
+        // A peer that signals all the time makes every sleep return at once: others get their turn all the same.
+        consume_budget().await;
         let _parked = Parked::new(&self.parked);
-        self.wait.sleep(last_look, self.woken(seen, ready)).await;
+        if self.wait.sleep(last_look, self.woken(seen, ready)).await == Woken::ByBell {
+            self.pass_on();
+        }
     }
 
     /// [`park`](Self::park) for a thread; `false` if `timeout` has passed.
@@ -176,7 +198,19 @@ impl Core {
         timeout: Option<Duration>,
     ) -> std::io::Result<bool> {
         let _parked = Parked::new(&self.parked);
-        self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)
+        let woken = self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)?;
+        if woken == Some(Woken::ByBell) {
+            self.pass_on();
+        }
+        Ok(woken.is_some())
+    }
+
+    /// One who sleeps has silenced the bell, which may have rung for others: they, too, look and ask for the next.
+    fn pass_on(&self) {
+        // Whoever the bell rang for was counted before it asked for the bell.
+        if self.parked.load(Ordering::Relaxed) > 1 {
+            self.nudge();
+        }
     }
 
     async fn woken(&self, seen: u64, ready: impl Future<Output = ()>) {

@@ -30,13 +30,13 @@ use crate::spin::Spin;
 /// One end of an open channel. Both ends have the same one: either may send requests and complete the other's.
 ///
 /// All methods work on a shared reference, from several tasks at a time; requests go to whoever receives first.
-/// Dropping the last handle closes the channel.
+/// Dropping it closes the channel.
 pub struct Channel {
     core: Arc<Core>,
     _end: End,
 }
 
-/// Closes the channel when the last handle is gone.
+/// Closes the channel when its handle is gone.
 struct End(Arc<Core>, Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Drop for End {
@@ -49,7 +49,7 @@ impl Drop for End {
 }
 
 impl Channel {
-    /// `then` runs after the last handle is gone.
+    /// `then` runs after the handle is gone.
     pub(crate) fn new(core: Arc<Core>, then: Option<Box<dyn FnOnce() + Send + Sync>>) -> Self {
         Self { core: Arc::clone(&core), _end: End(core, then) }
     }
@@ -63,6 +63,12 @@ impl Channel {
     /// closes the channel, since a completion has no status of its own. Counts once.
     pub fn answer_abandoned_with(&self, payload: impl Into<Bytes>) {
         let _ = self.core.abandoned.set(payload.into());
+    }
+
+    /// Says that nobody is going to [`recv`](Self::recv): packets that want no answer are dropped. Without this they
+    /// wait for who receives them, and when many do, replies behind them wait as well.
+    pub fn discard_notices(&self) {
+        self.core.deaf.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// The next request, or `None` once the channel is closed.
@@ -123,7 +129,9 @@ impl Channel {
     ) -> Result<Pending, ChannelError> {
         let pending = Pending::start(&self.core, replies::Held::new());
         let kind = OutgoingKind::TransferPages { set_id, ranges };
-        self.core.send(&Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload }).await?;
+        self.core
+            .send(&Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload })
+            .await?;
         Ok(pending.sent())
     }
 
@@ -256,4 +264,3 @@ impl fmt::Debug for Pending {
         formatter.debug_struct("Pending").field("id", &self.id).finish_non_exhaustive()
     }
 }
-

@@ -61,6 +61,7 @@ impl Incoming {
 }
 
 /// What stood next in the ring.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made, never kept")]
 enum Next {
     Request(Request),
     /// A completion, handed to whoever asked.
@@ -72,6 +73,8 @@ enum Next {
 pub(super) enum Nothing {
     /// There is none.
     Empty,
+    /// There is no completion; requests that came instead are for somebody else.
+    NoReply,
     /// There is no room for its completion: the peer has to read first.
     NoRoom,
     /// As many requests as the offer allows are in flight: some have to be completed first.
@@ -124,13 +127,12 @@ impl Core {
         at_most: usize,
         into: &mut impl Extend<Request>,
     ) -> Result<usize, ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
+        let mut incoming = self.enter()?;
         let mut taken = 0;
         while taken < at_most && !self.is_closed() {
             match self.next_request(&mut incoming)? {
                 Ok(request) => into.extend([request]),
-                Err(Nothing::Empty | Nothing::NoRoom | Nothing::AtLimit) => break,
+                Err(Nothing::Empty | Nothing::NoReply | Nothing::NoRoom | Nothing::AtLimit) => break,
             }
             taken += 1;
         }
@@ -140,8 +142,7 @@ impl Core {
 
     /// Looks for a request as long as looking pays. `Ok(Ok(None))`: closed.
     fn look_for_request(self: &Arc<Self>) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
+        let Ok(mut incoming) = self.enter() else { return Ok(Ok(None)) };
         let mut spinner = incoming.spinner.clone();
         let mut looks = 0;
         let mut nothing = Nothing::Empty;
@@ -184,7 +185,7 @@ impl Core {
             }
             let asleep = Instant::now();
             let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
-            self.park(seen, || self.last_look(&Nothing::Empty), done).await;
+            self.park(seen, || self.last_look(&Nothing::NoReply), done).await;
             self.slept(asleep);
         }
     }
@@ -198,38 +199,19 @@ impl Core {
             }
             let asleep = Instant::now();
             let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
-            self.park_blocking(seen, || self.last_look(&Nothing::Empty), done, None)?;
+            self.park_blocking(seen, || self.last_look(&Nothing::NoReply), done, None)?;
             self.slept(asleep);
         }
     }
 
-    /// Reads the ring until the reply to `id` is there, as long as looking pays or once.
+    /// The reply to `id` if it is there, or comes while looking pays.
     fn look_for_reply(self: &Arc<Self>, id: u64, spin: bool) -> Result<Option<Reply>, ChannelError> {
         if let Some(reply) = lock(&self.replies).take(id) {
             return Ok(Some(reply));
         }
         // Whoever holds the ring hands us our reply, too.
-        let Ok(mut incoming) = self.incoming.try_lock() else { return Ok(None) };
-        incoming.mask();
-        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
-        let mut looks = 0;
-        let found = spinner.look(|| {
-            if self.is_closed() {
-                return Some(Err(ChannelError::Closed));
-            }
-            looks += 1;
-            match self.route(&mut incoming) {
-                // Nobody but who holds the ring adds replies.
-                Ok(0) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
-                Ok(_) => lock(&self.replies).take(id).map(Ok),
-                Err(error) => Some(Err(error)),
-            }
-        });
-        if spin {
-            incoming.spinner = spinner;
-        }
-        self.leave(incoming)?;
-        found.transpose()
+        let Ok(incoming) = self.incoming.try_lock() else { return Ok(None) };
+        self.route_until(self.entered(incoming)?, spin, || lock(&self.replies).take(id))
     }
 
     /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
@@ -245,25 +227,46 @@ impl Core {
                 return Ok(found);
             }
             let asleep = Instant::now();
-            self.park_blocking(seen, || self.last_look(&Nothing::Empty), pending(), None)?;
+            self.park_blocking(seen, || self.last_look(&Nothing::NoReply), pending(), None)?;
             self.slept(asleep);
         }
     }
 
-    fn look_for_tagged(self: &Arc<Self>, into: &mut Vec<(u64, Reply)>, spin: bool) -> Result<usize, ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
+    fn look_for_tagged(
+        self: &Arc<Self>,
+        into: &mut Vec<(u64, Reply)>,
+        spin: bool,
+    ) -> Result<usize, ChannelError> {
+        let found = self.route_until(self.enter()?, spin, || {
+            let count = lock(&self.replies).take_tagged(into);
+            (count > 0).then_some(count)
+        })?;
+        Ok(found.unwrap_or(0))
+    }
+
+    /// Hands out all completions that are there; requests wait for who receives them.
+    pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
+        self.route_until(self.enter()?, false, || Some(())).map(drop)
+    }
+
+    /// Hands out completions until `found` gives something: once, or, with `spin`, as long as looking pays.
+    fn route_until<T>(
+        self: &Arc<Self>,
+        mut incoming: MutexGuard<'_, Incoming>,
+        spin: bool,
+        mut found: impl FnMut() -> Option<T>,
+    ) -> Result<Option<T>, ChannelError> {
         let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
         let mut looks = 0;
-        let found = spinner.look(|| {
+        let result = spinner.look(|| {
             if self.is_closed() {
                 return Some(Err(ChannelError::Closed));
             }
             looks += 1;
             match self.route(&mut incoming) {
-                // Nobody but who holds the ring adds replies.
-                Ok(0) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
-                Ok(_) => Some(lock(&self.replies).take_tagged(into)).filter(|&count| count > 0).map(Ok),
+                // Looking in vain is most of what a spinning thread does: one load. Replies come this way only.
+                Ok(false) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
+                Ok(_) => found().map(Ok),
                 Err(error) => Some(Err(error)),
             }
         });
@@ -271,42 +274,34 @@ impl Core {
             incoming.spinner = spinner;
         }
         self.leave(incoming)?;
-        found.unwrap_or(Ok(0))
+        result.transpose()
     }
 
-    /// Hands out all completions that are there; requests wait for who receives them.
-    pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
-        let mut incoming = lock(&self.incoming);
-        incoming.mask();
-        let routed = self.route(&mut incoming);
-        self.leave(incoming)?;
-        routed.map(drop)
-    }
-
-    /// Takes what is there; gives how many completions that were.
-    #[inline]
-    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<usize, ChannelError> {
-        // Looking in vain is most of what a spinning thread does: one load.
+    /// Takes what is there; whether there was anything.
+    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<bool, ChannelError> {
         if !incoming.consumer.has_unread()? {
-            return Ok(0);
+            return Ok(false);
         }
         let before = incoming.queued.len();
-        let mut completions = 0;
         while incoming.queued.len() < QUEUED_AT_MOST {
             match self.next(incoming)? {
+                Next::Request(request)
+                    if !request.wants_completion() && self.deaf.load(Ordering::Relaxed) => {}
                 Next::Request(request) => incoming.queued.push_back(request),
-                Next::Routed => completions += 1,
+                Next::Routed => {}
                 Next::Empty => break,
             }
         }
         if incoming.queued.len() > before {
             self.nudge();
         }
-        Ok(completions)
+        Ok(true)
     }
 
-    #[inline]
-    fn next_request(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Result<Request, Nothing>, ChannelError> {
+    fn next_request(
+        self: &Arc<Self>,
+        incoming: &mut Incoming,
+    ) -> Result<Result<Request, Nothing>, ChannelError> {
         loop {
             if incoming.queued.is_empty() && !incoming.consumer.has_unread()? {
                 return Ok(Err(Nothing::Empty));
@@ -341,21 +336,20 @@ impl Core {
         if free == 0 {
             return Ok(Some(Nothing::AtLimit));
         }
-        incoming.grants = lock(&self.outgoing).reserve(free.min(GRANTS_AT_ONCE), self.limits.completion_size())?;
+        incoming.grants = lock(&self.outgoing).reserve(free, self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))
     }
 
     /// Takes the next packet, whatever it is.
-    #[inline]
     fn next(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Next, ChannelError> {
         let Some(packet) = incoming.consumer.next()? else { return Ok(Next::Empty) };
         let next = match packet.kind {
             PacketKind::Completion => {
                 let mut reply = Reply::from_elem(0, packet.payload_len());
                 packet.read_payload(0, &mut reply).map_err(short)?;
-                lock(&self.replies)
-                    .complete(packet.transaction_id, reply)
-                    .map_err(|_| ChannelError::Protocol("completed a request that is not in flight".into()))?;
+                lock(&self.replies).complete(packet.transaction_id, reply).map_err(|_| {
+                    ChannelError::Protocol("completed a request that is not in flight".into())
+                })?;
                 Next::Routed
             }
             PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {
@@ -368,7 +362,6 @@ impl Core {
         Ok(next)
     }
 
-    #[inline]
     fn request(
         self: &Arc<Self>,
         packet: &Packet<'_, RingMapping>,
@@ -381,8 +374,10 @@ impl Core {
         let attached = match packet.kind {
             PacketKind::InBand | PacketKind::Completion => Attached::Nothing,
             PacketKind::GpaDirect => {
-                let ranges = GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
-                let find = |memory: &Arc<GpaSpace>| ranges.ranges().map(|range| memory.pages(range)).collect();
+                let ranges =
+                    GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
+                let find =
+                    |memory: &Arc<GpaSpace>| ranges.ranges().map(|range| memory.pages(range)).collect();
                 let mut pages: Result<SmallVec<[GuestPages; 1]>, _> =
                     find(memory.get_or_insert_with(|| self.side.memory()));
                 if pages.is_err() {
@@ -392,13 +387,31 @@ impl Core {
                 Attached::Pages(pages?)
             }
             PacketKind::TransferPages => {
-                let pages = TransferPages::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
+                let pages = TransferPages::parse(&header)
+                    .map_err(|error| ChannelError::Protocol(error.to_string()))?;
                 let ranges = pages.ranges().iter();
                 let ranges = ranges.map(|range| (range.byte_offset.get(), range.byte_count.get())).collect();
                 Attached::Transfer { set_id: pages.set_id(), ranges }
             }
         };
         Ok(Request::new(self, packet.transaction_id, packet.completion_requested, payload, attached))
+    }
+
+    /// Takes the ring, masked, unless the channel is closed. Nobody touches the memory of a closed channel's rings
+    /// after [`close`](Self::close) and one more lock of `incoming`, so that it can be used for something else.
+    fn enter(&self) -> Result<MutexGuard<'_, Incoming>, ChannelError> {
+        self.entered(lock(&self.incoming))
+    }
+
+    fn entered<'a>(
+        &self,
+        mut incoming: MutexGuard<'a, Incoming>,
+    ) -> Result<MutexGuard<'a, Incoming>, ChannelError> {
+        if self.is_closed() {
+            return Err(ChannelError::Closed);
+        }
+        incoming.mask();
+        Ok(incoming)
     }
 
     /// Gives ring space back while looking, but late: publishing moves a cache line that the peer is writing.
@@ -412,9 +425,13 @@ impl Core {
     /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
     fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
         incoming.memory = None;
-        while incoming.masked && self.parked.load(Ordering::Relaxed) > 0 && self.unmask(&mut incoming)? {
+        while !self.is_closed()
+            && incoming.masked
+            && self.parked.load(Ordering::Relaxed) > 0
+            && self.unmask(&mut incoming)?
+        {
+            // Whoever receives was told when the queue grew.
             if incoming.queued.len() == QUEUED_AT_MOST {
-                self.nudge();
                 break;
             }
             incoming.mask();
@@ -441,7 +458,13 @@ impl Core {
         match nothing {
             Nothing::Empty => {
                 let mut incoming = lock(&self.incoming);
-                !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
+                self.is_closed() || !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
+            }
+            Nothing::NoReply => {
+                let mut incoming = lock(&self.incoming);
+                // With the queue full there is nothing that this sleeper could read: who receives goes on for it.
+                self.is_closed()
+                    || (incoming.queued.len() < QUEUED_AT_MOST && self.unmask(&mut incoming).unwrap_or(true))
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
             Nothing::AtLimit => self.in_flight.load(Ordering::Relaxed) < self.limits.requests,

@@ -29,9 +29,16 @@ struct Slot {
 
 enum State {
     Free,
-    Waiting { waker: Option<Waker>, _held: Held, abandoned: bool },
+    Waiting {
+        waker: Option<Waker>,
+        _held: Held,
+        abandoned: bool,
+    },
     /// For whoever collects tagged replies.
-    Tagged { tag: u64, _held: Held },
+    Tagged {
+        tag: u64,
+        _held: Held,
+    },
     Done(Reply),
 }
 
@@ -151,7 +158,6 @@ impl Replies {
         self.free.push(index);
     }
 }
-
 
 #[cfg(test)]
 mod tests {

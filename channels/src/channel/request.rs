@@ -15,7 +15,10 @@ pub(super) enum Attached {
     /// GPA-direct: memory of the guest.
     Pages(SmallVec<[GuestPages; 1]>),
     /// Ranges (offset, length) of a page set that the channel's protocol has set up before.
-    Transfer { set_id: u16, ranges: SmallVec<[(u32, u32); 2]> },
+    Transfer {
+        set_id: u16,
+        ranges: SmallVec<[(u32, u32); 2]>,
+    },
 }
 
 /// A packet that the peer sent, private and checked.
@@ -50,7 +53,15 @@ impl Request {
         attached: Attached,
     ) -> Self {
         let written = AtomicBool::new(false);
-        Self { core: Arc::clone(core), id, payload, attached, phase: Phase::Queued, wants_completion, written }
+        Self {
+            core: Arc::clone(core),
+            id,
+            payload,
+            attached,
+            phase: Phase::Queued,
+            wants_completion,
+            written,
+        }
     }
 
     /// Hands the request to a session.
@@ -99,7 +110,9 @@ impl Request {
     pub fn readable_pages(&self) -> Result<&GuestPages, ChannelError> {
         match self.ranges() {
             [pages] => Ok(pages),
-            ranges => Err(ChannelError::Protocol(format!("{} ranges of memory where one is needed", ranges.len()))),
+            ranges => {
+                Err(ChannelError::Protocol(format!("{} ranges of memory where one is needed", ranges.len())))
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{GpaRange, Outgoing as Packet, Producer, PushError, RingFault, packet_size};
 
 use super::core::{Core, lock};
+use super::receiving::GRANTS_AT_ONCE;
 use super::{Tagged, gpa_range};
 use crate::error::ChannelError;
 
@@ -16,12 +17,18 @@ pub(super) struct Outgoing {
     reserved: usize,
     /// What the peer was asked to signal.
     smallest_wish: Option<usize>,
+    /// Somebody waits for room that only our own completions can give back.
+    waits_for_reserve: bool,
     open: bool,
 }
 
+/// The part of a ring, as a divisor, that completions of requests not yet taken may keep from other packets.
+const GRANTED_PART: usize = 4;
+
 impl Outgoing {
     pub(super) fn new(memory: RingMapping) -> Result<Self, RingFault> {
-        Ok(Self { producer: Producer::new(memory)?, reserved: 0, smallest_wish: None, open: true })
+        let producer = Producer::new(memory)?;
+        Ok(Self { producer, reserved: 0, smallest_wish: None, waits_for_reserve: false, open: true })
     }
 
     /// From here on nothing is written.
@@ -29,13 +36,24 @@ impl Outgoing {
         self.open = false;
     }
 
-    /// Sets space aside for up to `wanted` completions of `size` bytes; gives how many fitted.
+    /// Bytes that the ring holds at most.
+    pub(super) fn capacity(&self) -> usize {
+        self.producer.capacity()
+    }
+
+    /// Sets space aside for up to `wanted` completions of `size` bytes; gives how many fitted. Most of a small ring
+    /// is left to other packets.
     pub(super) fn reserve(&mut self, wanted: usize, size: usize) -> Result<usize, RingFault> {
         let room = self.producer.room()?.saturating_sub(self.reserved);
-        let fitting = wanted.min(room / size);
+        let fitting = wanted.min(grants_at_once(self.producer.capacity(), size)).min(room / size);
         self.reserved += fitting * size;
         Ok(fitting)
     }
+}
+
+/// Completions of `size` bytes that space is set aside for at a time in a ring of `ring` bytes.
+fn grants_at_once(ring: usize, size: usize) -> usize {
+    GRANTS_AT_ONCE.min(ring / GRANTED_PART / size).max(1)
 }
 
 /// What became of a packet.
@@ -88,7 +106,7 @@ impl Core {
             return Err(ChannelError::Closed);
         };
         let mut replies = lock(&self.replies);
-        let ring = producer.capacity();
+        let ring = self.longest_packet(producer.capacity());
         let mut room = producer.room()?.saturating_sub(*reserved);
         let mut batch = producer.batch();
         let mut sent = 0;
@@ -100,7 +118,8 @@ impl Core {
                 break;
             }
             room -= size;
-            packet.transaction_id = replies.start_tagged(request.tag, request.range.iter().cloned().collect());
+            packet.transaction_id =
+                replies.start_tagged(request.tag, request.range.iter().cloned().collect());
             batch.push(packet).map_err(|error| refused(error, size, ring))?;
             sent += 1;
         }
@@ -113,7 +132,9 @@ impl Core {
 
     fn try_send(&self, packet: &Packet<'_>, size: usize) -> Result<Sent, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+            return Err(ChannelError::Closed);
+        };
         if producer.known_room() < size + *reserved && producer.room()? < size + *reserved {
             return Ok(Sent::NoRoom);
         }
@@ -127,14 +148,29 @@ impl Core {
     }
 
     fn size_of(&self, packet: &Packet<'_>) -> Result<usize, ChannelError> {
-        packet_bytes(packet, lock(&self.outgoing).producer.capacity())
+        packet_bytes(packet, self.longest_packet(self.capacity))
+    }
+
+    /// Bytes of a ring of `ring` bytes that a packet of our own gets if it waits long enough: not those that are set
+    /// aside for requests that may never come.
+    fn longest_packet(&self, ring: usize) -> usize {
+        let size = self.limits.completion_size();
+        ring.saturating_sub(grants_at_once(ring, size) * size)
     }
 
     /// Whether `bytes` beyond the reserve are free, now or after asking for a signal. `true` if asking is no use.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, smallest_wish, open: true } = &mut *outgoing else { return true };
+        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, open: true } = &mut *outgoing
+        else {
+            return true;
+        };
         let wanted = bytes + *reserved;
+        if wanted > producer.capacity() {
+            // However much the peer reads, it is not enough: requests in flight have to be completed first.
+            *waits_for_reserve = true;
+            return false;
+        }
         // There is one word for all who wait: it has to name the smallest wish, or that one sleeps too long.
         let wish = smallest_wish.map_or(wanted, |smaller| smaller.min(wanted));
         *smallest_wish = Some(wish);
@@ -157,7 +193,9 @@ impl Core {
         completions: impl IntoIterator<Item = (u64, &'a [u8])>,
     ) -> Result<(), ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else { return Err(ChannelError::Closed) };
+        let Outgoing { producer, reserved, waits_for_reserve, open: true, .. } = &mut *outgoing else {
+            return Err(ChannelError::Closed);
+        };
         let ring = producer.capacity();
         let mut batch = producer.batch();
         let mut result = Ok(());
@@ -170,6 +208,9 @@ impl Core {
         }
         if batch.commit()?.is_ring() {
             self.side.ring();
+        }
+        if std::mem::take(waits_for_reserve) {
+            self.nudge();
         }
         result
     }

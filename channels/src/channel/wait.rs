@@ -28,6 +28,15 @@ pub(crate) enum Wait {
     Shared(Arc<Notify>),
 }
 
+/// What ended a sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// The bell, which is silent now: whoever else it rang for has to be told.
+    ByBell,
+    /// Something that concerns this sleeper alone, or that all sleepers are told.
+    Otherwise,
+}
+
 impl Wait {
     pub(crate) fn own(side: &Arc<Side>) -> Self {
         Self::Own(Arc::clone(side), Mutex::default())
@@ -44,22 +53,27 @@ impl Wait {
     /// Sleeps until the peer signals or `ready` is. Spurious returns are allowed.
     ///
     /// `last_look` runs when nothing can be missed any more; `true` means do not sleep.
-    pub(crate) async fn sleep(&self, last_look: impl FnOnce() -> bool, ready: impl Future<Output = ()>) {
+    pub(crate) async fn sleep(
+        &self,
+        last_look: impl FnOnce() -> bool,
+        ready: impl Future<Output = ()>,
+    ) -> Woken {
         match self {
             Self::Own(side, registered) => {
                 side.clear_flags();
                 if side.arm() || last_look() {
-                    return;
+                    return Woken::Otherwise;
                 }
-                let Some(bell) = register(side, registered) else { return };
+                let Some(bell) = register(side, registered) else { return Woken::Otherwise };
                 tokio::select! {
                     biased;
-                    () = ready => {}
+                    () = ready => Woken::Otherwise,
                     guard = bell.readable() => {
                         if let Ok(mut guard) = guard {
                             guard.clear_ready();
                             side.drain_bell();
                         }
+                        Woken::ByBell
                     }
                 }
             }
@@ -67,42 +81,48 @@ impl Wait {
                 let mut signalled = pin!(notify.notified());
                 signalled.as_mut().enable();
                 if last_look() {
-                    return;
+                    return Woken::Otherwise;
                 }
                 tokio::select! {
                     biased;
                     () = ready => {}
                     () = signalled => {}
                 }
+                Woken::Otherwise
             }
         }
     }
 
-    /// [`sleep`](Self::sleep) for a thread. `Ok(false)` if `timeout` has passed.
+    /// [`sleep`](Self::sleep) for a thread. `Ok(None)` if `timeout` has passed.
     pub(crate) fn sleep_blocking(
         &self,
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
         timeout: Option<Duration>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Option<Woken>> {
         let alarm = Alarm::of_this_thread()?;
         let waker = Waker::from(Arc::clone(&alarm));
         let mut context = Context::from_waker(&waker);
         let mut ready = pin!(ready);
-        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        let timeout = timeout
+            .map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
         match self {
             Self::Own(side, _) => {
                 side.clear_flags();
                 if side.arm() || ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
-                    return Ok(true);
+                    return Ok(Some(Woken::Otherwise));
                 }
-                let Some(bell) = side.bell() else { return Ok(true) };
-                let mut fds = [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN)];
+                let Some(bell) = side.bell() else { return Ok(Some(Woken::Otherwise)) };
+                let mut fds = [
+                    PollFd::new(bell, PollFlags::POLLIN),
+                    PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN),
+                ];
                 let woken = poll_retrying(&mut fds, timeout)?;
                 if fds[0].any() == Some(true) {
                     side.drain_bell();
+                    return Ok(Some(Woken::ByBell));
                 }
-                Ok(woken)
+                Ok(woken.then_some(Woken::Otherwise))
             }
             Self::Shared(notify) => {
                 let mut signalled = pin!(notify.notified());
@@ -111,9 +131,11 @@ impl Wait {
                     || signalled.as_mut().poll(&mut context) == Poll::Ready(())
                     || last_look()
                 {
-                    return Ok(true);
+                    return Ok(Some(Woken::Otherwise));
                 }
-                poll_retrying(&mut [PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN)], timeout)
+                let woken =
+                    poll_retrying(&mut [PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN)], timeout)?;
+                Ok(woken.then_some(Woken::Otherwise))
             }
         }
     }
@@ -168,7 +190,7 @@ impl Wake for Alarm {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // The flag last: whoever takes it back finds the count to clear, or the next one does.
+        // The flag last: a count that is missed for lack of it wakes once too often, and is cleared the next time.
         let _ = self.event.write(1);
         self.rang.store(true, Ordering::Release);
     }

@@ -135,7 +135,8 @@ impl GuestBuilder {
     /// [`Error::NoCommonVersion`].
     pub async fn connect(self, path: impl AsRef<Path>) -> Result<Guest, Error> {
         let (path, options) = (path.as_ref().to_owned(), self.options.clone());
-        let link = tokio::task::spawn_blocking(move || vmbus_partition::attach::connect(path, &options)).await;
+        let link =
+            tokio::task::spawn_blocking(move || vmbus_partition::attach::connect(path, &options)).await;
         let link = link.map_err(|_| Error::Disconnected)?.map_err(|error| match error {
             LinkError::Refused { reason } => Error::Refused(Refusal::new(reason)),
             error => error.into(),
@@ -219,7 +220,8 @@ impl Guest {
     async fn find(&self, device: Device, give_up: bool) -> Result<OfferedDevice, Error> {
         let mut offers = self.inner.offers.clone();
         let fitting = |offers: &Offers| offers.devices.iter().find(|offered| device.fits(offered)).cloned();
-        let settled = |offers: &Offers| fitting(offers).is_some() || offers.ended || (give_up && offers.complete);
+        let settled =
+            |offers: &Offers| fitting(offers).is_some() || offers.ended || (give_up && offers.complete);
         let now = offers.wait_for(|now| settled(now)).await.map_err(|_| Error::Disconnected)?;
         match fitting(&now) {
             Some(offered) => Ok(offered),
@@ -259,7 +261,11 @@ impl Guest {
     /// # Errors
     /// [`Error::OutOfSharedMemory`]: attach with more.
     pub fn share(&self, bytes: usize) -> Result<Buffer, Error> {
-        let pages = self.inner.end.allocate(ROOT_DOMAIN, bytes).map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
+        let pages = self
+            .inner
+            .end
+            .allocate(ROOT_DOMAIN, bytes)
+            .map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
         Ok(Buffer::new(pages, bytes))
     }
 

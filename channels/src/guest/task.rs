@@ -15,15 +15,16 @@ use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
 
 use super::{OfferedDevice, Offers, ROOT_DOMAIN};
+use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core, Limits, Side, Wait};
-use crate::sources;
 use crate::error::{Error, Refusal};
+use crate::sources;
 use crate::spin::Spin;
 
-/// The event area that all channels without one of their own share, and that announces messages.
-const SHARED_AREA: u32 = 0;
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
+/// Commands taken from the inbox while the root has more to say.
+const COMMANDS_AT_ONCE: usize = 64;
 /// How long a refusal's reason may come after the refusal itself: they travel on two ways.
 const REASON_DELAY: Duration = Duration::from_millis(50);
 /// Connection id of a channel whose signals go to the root's shared area, without its channel id.
@@ -32,7 +33,12 @@ const CHANNEL_CONNECTION: u32 = 0x2000;
 const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
 
 pub(super) enum Command {
-    Open { relid: u32, ring_pages: usize, user_data: UserDefined, reply: oneshot::Sender<Result<Channel, Error>> },
+    Open {
+        relid: u32,
+        ring_pages: usize,
+        user_data: UserDefined,
+        reply: oneshot::Sender<Result<Channel, Error>>,
+    },
     /// The last handle of a channel is gone.
     Close { relid: u32, open_id: u32 },
     /// The last handle of the guest is gone.
@@ -50,7 +56,7 @@ pub(super) struct Task {
     /// Pages of rings that the host has not let go of, by page list.
     rings: HashMap<u32, Ring>,
     by_flag: HashMap<u16, Arc<Notify>>,
-    taken_areas: Vec<bool>,
+    areas: Areas,
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
     reasons: HashMap<u32, String>,
@@ -99,7 +105,7 @@ impl Task {
             channels: HashMap::new(),
             rings: HashMap::new(),
             by_flag: HashMap::new(),
-            taken_areas: vec![false; end.info().vps as usize],
+            areas: Areas::new(end.info().vps),
             refused: Vec::new(),
             reasons: HashMap::new(),
             joined: None,
@@ -109,7 +115,11 @@ impl Task {
         }
     }
 
-    pub(super) async fn run(mut self, versions: RangeInclusive<Version>, joined: oneshot::Sender<Result<Version, Error>>) {
+    pub(super) async fn run(
+        mut self,
+        versions: RangeInclusive<Version>,
+        joined: oneshot::Sender<Result<Version, Error>>,
+    ) {
         self.joined = Some(joined);
         let (oldest, newest) = (*versions.start(), *versions.end());
         let result = match self.client.connect(versions) {
@@ -138,18 +148,27 @@ impl Task {
     async fn serve(&mut self) -> Result<(), Error> {
         let waiting = Error::io("waiting for the root");
         let socket = self.end.socket().map(reactor::read_write).transpose();
-        let bell = self.end.vp_bell(SHARED_AREA).map(reactor::readable).transpose();
-        let (socket, bell) = match (socket, bell) {
-            (Ok(socket), Ok(bell)) => (socket, bell),
-            (Err(error), _) | (_, Err(error)) => return Err(waiting(error)),
+        let bell = self.end.vp_bell(areas::SHARED).map(reactor::readable).transpose();
+        let process = self.end.peer_process().map(reactor::readable).transpose();
+        let (socket, bell, process) = match (socket, bell, process) {
+            (Ok(socket), Ok(bell), Ok(process)) => (socket, bell, process),
+            (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => return Err(waiting(error)),
         };
         loop {
             self.take_signals();
             let more = self.take_messages()?;
             self.act()?;
             self.answer_refused();
-            let flushed = self.end.flush()?;
-            if self.end.arm(SHARED_AREA) || more {
+            self.end.flush()?;
+            if self.end.arm(areas::SHARED) || more {
+                // A root that never pauses must not keep its guest from leaving.
+                for _ in 0..COMMANDS_AT_ONCE {
+                    match self.inbox.try_recv() {
+                        Ok(command) if !self.command(command) => return Ok(()),
+                        Ok(_) => {}
+                        Err(_) => break,
+                    }
+                }
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -165,10 +184,14 @@ impl Task {
                     None => return Ok(()),
                 },
                 result = sources::readable(&socket) => result?,
-                result = sources::writable(&socket), if !flushed => result?,
+                result = sources::writable(&socket), if self.end.wants_write() => result?,
+                result = sources::readable(&process) => {
+                    result?;
+                    return Err(Error::Disconnected);
+                }
                 result = sources::readable(&bell) => {
                     result?;
-                    self.end.clear_bell(SHARED_AREA);
+                    self.end.clear_bell(areas::SHARED);
                 }
                 () = tokio::time::sleep_until(next_refusal.unwrap_or_else(Instant::now)), if next_refusal.is_some() => {}
             }
@@ -176,7 +199,7 @@ impl Task {
     }
 
     fn take_signals(&self) {
-        self.end.take_flags(SHARED_AREA, &mut |flag| {
+        self.end.take_flags(areas::SHARED, &mut |flag| {
             if let Some(channel) = self.by_flag.get(&flag) {
                 channel.notify_waiters();
             }
@@ -223,7 +246,6 @@ impl Task {
 
     // ---- opening and closing ----
 
-    #[expect(clippy::type_complexity, reason = "the reply comes back with the error")]
     fn begin_open(
         &mut self,
         relid: u32,
@@ -252,7 +274,7 @@ impl Task {
                     pages: Some(pages),
                     gpadl,
                     open_id: 0,
-                    area: self.take_area(),
+                    area: self.areas.take(),
                     downstream,
                     user_data,
                     reply: Some(reply),
@@ -265,17 +287,10 @@ impl Task {
         }
     }
 
-    fn take_area(&mut self) -> u32 {
-        let free = self.taken_areas.iter().skip(1).position(|taken| !taken);
-        let area = free.map_or(0, |index| index + 1);
-        if area > 0 {
-            self.taken_areas[area] = true;
-        }
-        u32::try_from(area).unwrap_or(SHARED_AREA)
-    }
-
     fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
-        let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else { return };
+        let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else {
+            return;
+        };
         let request = client::OpenRequest {
             ring_gpadl: gpadl,
             downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
@@ -313,7 +328,6 @@ impl Task {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "what to say to whom")]
     fn build(&mut self, relid: u32) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
         let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
@@ -323,14 +337,15 @@ impl Task {
         let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
         let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
         let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), connection_id, vp: channel.area });
-        let wait = if channel.area == SHARED_AREA {
+        let wait = if channel.area == areas::SHARED {
             let notify = Arc::new(Notify::new());
             self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&notify));
             Wait::Shared(notify)
         } else {
             Wait::own(&side)
         };
-        let core = Core::new(side, wait, incoming, outgoing, LIMITS).map_err(|fault| Error::Channel(fault.into()))?;
+        let core = Core::new(side, wait, incoming, outgoing, LIMITS)
+            .map_err(|fault| Error::Channel(fault.into()))?;
         core.set_spin(self.spin);
         channel.core = Some(Arc::clone(&core));
         let reply = channel.reply.take().ok_or(Error::Rescinded)?;
@@ -378,7 +393,11 @@ impl Task {
     }
 
     fn close(&mut self, relid: u32, open_id: u32) {
-        if self.channels.get(&relid).is_some_and(|channel| channel.open_id == open_id && channel.core.is_some()) {
+        if self
+            .channels
+            .get(&relid)
+            .is_some_and(|channel| channel.open_id == open_id && channel.core.is_some())
+        {
             let _ = self.client.close(relid);
             self.finish(relid, None);
         }
@@ -388,11 +407,10 @@ impl Task {
     fn finish(&mut self, relid: u32, error: Option<Error>) {
         let Some(mut channel) = self.channels.remove(&relid) else { return };
         self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
-        if let Some(taken) = self.taken_areas.get_mut(channel.area as usize) {
-            *taken = false;
-        }
+        self.areas.give_back(channel.area);
         if let Some(core) = &channel.core {
             core.close();
+            core.quiesce();
         }
         if let (Some(reply), Some(error)) = (channel.reply.take(), error) {
             let _ = reply.send(Err(error));
@@ -424,7 +442,9 @@ impl Task {
                 ClientAction::Offered(offer) => self.offered(&offer),
                 ClientAction::AllOffersDelivered => self.offers.send_modify(|offers| offers.complete = true),
                 ClientAction::Rescinded { relid } => self.rescinded(relid),
-                ClientAction::GpadlCreated { relid, gpadl, result } => self.gpadl_created(relid, gpadl, result),
+                ClientAction::GpadlCreated { relid, gpadl, result } => {
+                    self.gpadl_created(relid, gpadl, result)
+                }
                 ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
                 ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
                 ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),

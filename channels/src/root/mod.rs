@@ -11,10 +11,11 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::AbortHandle;
 use vmbus_core::Version;
 use vmbus_core::server::{Quotas, ServerConfig};
@@ -48,6 +49,10 @@ pub(crate) struct Inner {
     devices: Mutex<Devices>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
+    /// Nobody attaches any more. Written under the lock of `partitions`.
+    closing: AtomicBool,
+    /// A partition has left.
+    left: Notify,
     events: broadcast::Sender<Event>,
 }
 
@@ -58,11 +63,17 @@ type Inbox = mpsc::UnboundedSender<Command>;
 #[derive(Default)]
 struct Tasks(Mutex<Vec<AbortHandle>>);
 
-impl Drop for Tasks {
-    fn drop(&mut self) {
+impl Tasks {
+    fn stop(&self) {
         for task in lock(&self.0).drain(..) {
             task.abort();
         }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -112,6 +123,8 @@ impl RootBuilder {
             devices: Mutex::default(),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
+            closing: AtomicBool::new(false),
+            left: Notify::new(),
             events: broadcast::channel(EVENTS_KEPT).0,
         };
         Root { inner: Arc::new(inner), _tasks: Arc::default() }
@@ -152,8 +165,8 @@ impl Root {
 
     fn accept_at(&self, path: &Path, name: Option<Arc<str>>) -> Result<(), Error> {
         let listener = Listener::bind(path)?;
-        let readiness =
-            reactor::readable(listener.as_fd()).map_err(Error::io(format!("waiting at {}", path.display())))?;
+        let readiness = reactor::readable(listener.as_fd())
+            .map_err(Error::io(format!("waiting at {}", path.display())))?;
         let task = greeting::accept(Arc::clone(&self.inner), listener, readiness, name);
         lock(&self._tasks.0).push(tokio::spawn(task).abort_handle());
         Ok(())
@@ -200,11 +213,16 @@ impl Root {
     /// Serves until `end` resolves, and then lets the guests' requests in flight finish.
     pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let output = end.await;
-        self.inner.command_all(|| Command::Detach);
-        while !lock(&self.inner.partitions).is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        self._tasks.stop();
+        self.inner.close();
+        loop {
+            let mut left = pin!(self.inner.left.notified());
+            left.as_mut().enable();
+            if lock(&self.inner.partitions).is_empty() {
+                return output;
+            }
+            left.await;
         }
-        output
     }
 }
 
@@ -224,15 +242,31 @@ impl Inner {
         let id = info.id;
         let client = Client { id, name: info.name.as_str().into(), credentials: info.credentials };
         let (commands, inbox) = mpsc::unbounded_channel();
-        lock(&self.partitions).insert(id, commands.clone());
+        {
+            let mut partitions = lock(&self.partitions);
+            if self.closing.load(Ordering::Relaxed) {
+                return id;
+            }
+            partitions.insert(id, commands.clone());
+        }
         self.tell(Event::Attached { client: client.clone(), extended: info.extended });
         tokio::spawn(Partition::new(Arc::clone(self), end, client, commands, inbox).run());
         id
     }
 
+    /// Lets all partitions go, and no others come.
+    fn close(&self) {
+        let partitions = lock(&self.partitions);
+        self.closing.store(true, Ordering::Relaxed);
+        for inbox in partitions.values() {
+            let _ = inbox.send(Command::Detach);
+        }
+    }
+
     /// A partition's task has ended.
     fn gone(&self, client: &Client, why: String) {
         lock(&self.partitions).remove(&client.id);
+        self.left.notify_waiters();
         self.tell(Event::Detached { client: client.clone(), why });
         self.command_all(|| Command::Reconsider);
     }

@@ -9,26 +9,27 @@ use std::sync::atomic::AtomicU32;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
+use vmbus_core::Version;
 use vmbus_core::server::{
     Answer, AskId, DeviceKey, OfferParams, Open, Question, Server, ServerAction, ServerInput,
 };
-use vmbus_core::Version;
-use vmbus_ringbuf::RingMemory;
 use vmbus_partition::{FromGuest, LinkError, RefusedWhat, RootEnd, reactor};
+use vmbus_ringbuf::RingMemory;
 
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use super::{Inner, lock};
+use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core, Limits, Side, Wait, Writes};
-use crate::sources;
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::provider::{Client, OpenRequest};
+use crate::sources;
 
-/// The event area that all channels without one of their own share, and that announces messages.
-const SHARED_AREA: u32 = 0;
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
+/// Commands taken from the inbox of a partition that is busy.
+const COMMANDS_AT_ONCE: usize = 64;
 /// Faults of one partition that are reported one by one; beyond, only their number is.
 const FAULTS_REPORTED: u32 = 100;
 /// Bytes of a crashed guest's last words.
@@ -39,7 +40,11 @@ pub(super) enum Command {
     /// Devices came or went, or a guest that kept one for itself has left.
     Reconsider,
     /// A session is over and nothing of its channel is in use.
-    Ended { relid: u32, device: DeviceKey, result: Result<(), ChannelError> },
+    Ended {
+        relid: u32,
+        device: DeviceKey,
+        result: Result<(), ChannelError>,
+    },
     Status(oneshot::Sender<PartitionStatus>),
     Detach,
 }
@@ -57,8 +62,7 @@ pub(super) struct Partition {
     by_flag: HashMap<u16, Arc<Notify>>,
     /// Channels of a link without event areas, by connection id.
     by_connection: HashMap<u32, Arc<Notify>>,
-    /// Event areas in use by one channel each.
-    taken_areas: Vec<bool>,
+    areas: Areas,
     writes: Arc<Writes>,
     faults: u32,
     commands: mpsc::UnboundedSender<Command>,
@@ -86,6 +90,8 @@ struct OpenChannel {
 struct Sources {
     socket: Option<AsyncFd<OwnedFd>>,
     bell: Option<AsyncFd<OwnedFd>>,
+    /// The process at the other end of the socket, which others may have inherited.
+    process: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Partition {
@@ -102,7 +108,7 @@ impl Partition {
             open: HashMap::new(),
             by_flag: HashMap::new(),
             by_connection: HashMap::new(),
-            taken_areas: vec![false; end.info().workers as usize],
+            areas: Areas::new(end.info().workers),
             writes: Writes::new(&end),
             faults: 0,
             root,
@@ -138,10 +144,11 @@ impl Partition {
     }
 
     fn sources(&self) -> Result<Sources, std::io::Error> {
-        let bell = self.end.worker_bell(SHARED_AREA);
+        let bell = self.end.worker_bell(areas::SHARED);
         Ok(Sources {
             socket: self.end.socket().map(reactor::read_write).transpose()?,
             bell: bell.map(reactor::readable).transpose()?,
+            process: self.end.peer_process().map(reactor::readable).transpose()?,
         })
     }
 
@@ -152,8 +159,16 @@ impl Partition {
             self.take_signals();
             let more = self.take_messages()?;
             self.act();
-            let flushed = self.end.flush()?;
-            if self.end.arm(SHARED_AREA) || more {
+            self.end.flush()?;
+            if self.end.arm(areas::SHARED) || more {
+                // A guest that never pauses must not keep its partition from being asked, changed and let go.
+                for _ in 0..COMMANDS_AT_ONCE {
+                    match self.inbox.try_recv() {
+                        Ok(command) if self.command(command) => return Ok(()),
+                        Ok(_) => {}
+                        Err(_) => break,
+                    }
+                }
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -168,17 +183,21 @@ impl Partition {
                     None => return Ok(()),
                 },
                 result = sources::readable(&sources.socket) => result?,
-                result = sources::writable(&sources.socket), if !flushed => result?,
+                result = sources::writable(&sources.socket), if self.end.wants_write() => result?,
+                result = sources::readable(&sources.process) => {
+                    result?;
+                    return Err(LinkError::Gone);
+                }
                 result = sources::readable(&sources.bell) => {
                     result?;
-                    self.end.clear_bell(SHARED_AREA);
+                    self.end.clear_bell(areas::SHARED);
                 }
             }
         }
     }
 
     fn take_signals(&self) {
-        self.end.take_flags(SHARED_AREA, &mut |flag| {
+        self.end.take_flags(areas::SHARED, &mut |flag| {
             if let Some(channel) = self.by_flag.get(&flag) {
                 channel.notify_waiters();
             }
@@ -267,7 +286,7 @@ impl Partition {
     }
 
     fn offer(&mut self, key: DeviceKey, id: u64, device: Device) {
-        let area = self.take_area();
+        let area = self.areas.take();
         let params = OfferParams {
             class: device.offer.class,
             instance: device.instance,
@@ -280,22 +299,10 @@ impl Partition {
         self.server.handle(ServerInput::Offer { device: key, offer: params });
     }
 
-    /// An event area that no other channel uses, or the shared one.
-    fn take_area(&mut self) -> u32 {
-        let free = self.taken_areas.iter().skip(1).position(|taken| !taken);
-        let area = free.map_or(0, |index| index + 1);
-        if area > 0 {
-            self.taken_areas[area] = true;
-        }
-        u32::try_from(area).unwrap_or(SHARED_AREA)
-    }
-
     /// The guest has let go of a rescinded device: it is offered again unless it was withdrawn.
     fn released(&mut self, key: DeviceKey) {
         let Some(offered) = self.offered.remove(&key) else { return };
-        if let Some(taken) = self.taken_areas.get_mut(offered.area as usize) {
-            *taken = false;
-        }
+        self.areas.give_back(offered.area);
         if offered.withdrawn {
             offered.device.provider.left(&self.client);
         } else {
@@ -384,7 +391,11 @@ impl Partition {
         let device = offered.device.clone();
         // A guest that is told no connection id of its own signals where all such guests do.
         let connected = self.server.connection();
-        let area = if connected.is_some_and(|now| now.version == Version::V1) { SHARED_AREA } else { offered.area };
+        let area = if connected.is_some_and(|now| now.version == Version::V1) {
+            areas::SHARED
+        } else {
+            offered.area
+        };
         let memory = self.end.memory();
         let refuse = |error: &dyn std::fmt::Display| Refusal::new(error.to_string());
         let pages = open.ring.whole_pages().ok_or_else(|| Refusal::new("the rings are not whole pages"))?;
@@ -408,7 +419,7 @@ impl Partition {
             writes: Arc::clone(&self.writes),
         });
         let flag = u16::try_from(relid).unwrap_or(0);
-        let wait = if area == SHARED_AREA {
+        let wait = if area == areas::SHARED {
             let notify = Arc::new(Notify::new());
             self.by_flag.insert(flag, Arc::clone(&notify));
             self.by_connection.insert(open.connection_id, Arc::clone(&notify));
@@ -416,7 +427,8 @@ impl Partition {
         } else {
             Wait::own(&side)
         };
-        let limits = Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
+        let limits =
+            Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
         let core = Core::new(side, wait, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
         core.set_spin(self.root.spin);
 
@@ -433,7 +445,11 @@ impl Partition {
         });
         let connection_id = open.connection_id;
         self.open.insert(relid, OpenChannel { core, flag, connection_id, closing: false, ended: false });
-        self.root.tell(Event::Opened { client: self.client.clone(), device: device.offer.name.clone(), relid });
+        self.root.tell(Event::Opened {
+            client: self.client.clone(),
+            device: device.offer.name.clone(),
+            relid,
+        });
         Ok(())
     }
 
@@ -457,7 +473,8 @@ impl Partition {
         self.by_connection.remove(&channel.connection_id);
         channel.ended = true;
         let asked_for = channel.closing;
-        let name = self.offered.get(&device).map(|offered| offered.device.offer.name.clone()).unwrap_or_default();
+        let name =
+            self.offered.get(&device).map(|offered| offered.device.offer.name.clone()).unwrap_or_default();
         let error = match result {
             Ok(()) | Err(ChannelError::Closed) => None,
             Err(error) => Some(error.to_string()),

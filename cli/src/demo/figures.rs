@@ -195,7 +195,9 @@ mod tests {
         let mut figures = Figures { writes: 3, ..Figures::default() };
         figures.latencies_mut(Phase::During).record(Duration::from_micros(77));
         let line = serde_json::to_string(&Line::Flushed { round: 4, figures }).unwrap();
-        let Line::Flushed { round: 4, figures } = serde_json::from_str(&line).unwrap() else { panic!("{line}") };
+        let Line::Flushed { round: 4, figures } = serde_json::from_str(&line).unwrap() else {
+            panic!("{line}")
+        };
         assert_eq!((figures.writes, figures.latencies_of(Phase::During).count()), (3, 1));
     }
 }

@@ -102,7 +102,11 @@ fn tell(line: &Line) {
 }
 
 async fn work(arguments: &Arguments, orders: Arc<Orders>) -> Result<()> {
-    let guest = Guest::builder().name(&arguments.name).connect(&arguments.socket).await.context("cannot join the bus")?;
+    let guest = Guest::builder()
+        .name(&arguments.name)
+        .connect(&arguments.socket)
+        .await
+        .context("cannot join the bus")?;
     tell(&Line::joined(guest.version()));
     tokio::time::timeout(OFFER_PATIENCE, guest.wait_for(Device::class(SCSI_CLASS)))
         .await
@@ -214,7 +218,12 @@ impl Worker {
 }
 
 impl Lane {
-    async fn run(mut self, shared: Arc<Shared>, queue: Arc<Mutex<VecDeque<Extent>>>, job: Job) -> Result<Self> {
+    async fn run(
+        mut self,
+        shared: Arc<Shared>,
+        queue: Arc<Mutex<VecDeque<Extent>>>,
+        job: Job,
+    ) -> Result<Self> {
         loop {
             let Some(extent) = lock(&queue).pop_front() else { return Ok(self) };
             match &job {

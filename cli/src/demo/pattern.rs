@@ -63,8 +63,16 @@ impl Pattern {
     fn mismatch(self, rounds: &RangeInclusive<u32>, sector: u64, bytes: &[u8]) -> Mismatch {
         let holds = (0..=rounds.end() + 1).find(|&round| self.is_from(round, sector, bytes));
         let wanted = self.key(*rounds.end(), sector);
-        let equal = (0..).zip(bytes.chunks(8)).take_while(|(index, word)| *word == word_of(wanted, *index).to_le_bytes());
-        Mismatch { sector, oldest: *rounds.start(), newest: *rounds.end(), holds, equal_bytes: 8 * equal.count() }
+        let equal = (0..)
+            .zip(bytes.chunks(8))
+            .take_while(|(index, word)| *word == word_of(wanted, *index).to_le_bytes());
+        Mismatch {
+            sector,
+            oldest: *rounds.start(),
+            newest: *rounds.end(),
+            holds,
+            equal_bytes: 8 * equal.count(),
+        }
     }
 
     fn key(self, round: u32, sector: u64) -> u64 {
@@ -186,7 +194,10 @@ mod tests {
     fn a_lost_a_torn_a_misplaced_and_a_foreign_sector_are_told_apart() {
         let lost = rounds_of(&disk(2), 3..=3).unwrap_err();
         assert_eq!((lost.sector, lost.holds), (10, Some(2)));
-        assert!(lost.to_string().contains("sector 10 (byte 5120) should hold data of round 3, but holds data of round 2"));
+        assert!(
+            lost.to_string()
+                .contains("sector 10 (byte 5120) should hold data of round 3, but holds data of round 2")
+        );
 
         let mut torn = disk(3);
         torn[SECTOR + 256..2 * SECTOR].copy_from_slice(&disk(2)[SECTOR + 256..2 * SECTOR]);

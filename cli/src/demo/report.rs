@@ -132,7 +132,8 @@ impl KillReport {
 impl Report {
     pub(super) fn print(&self) {
         let mut guests = table(&[
-            "guest", "written", "MiB/s", "read", "MiB/s", "IOPS", "p50 µs", "p99 µs", "requests", "flushes", "verified",
+            "guest", "written", "MiB/s", "read", "MiB/s", "IOPS", "p50 µs", "p99 µs", "requests", "flushes",
+            "verified",
         ]);
         for guest in &self.guests {
             guests.add_row([
@@ -153,7 +154,8 @@ impl Report {
 
         let bystander = self.guests.iter().find(|guest| guest.name != self.kill.guest);
         let bystander = bystander.map_or("the other guest", |guest| &guest.name);
-        let mut phases = table(&[&format!("{bystander}'s requests"), "number", "p50 µs", "p99 µs", "longest µs"]);
+        let mut phases =
+            table(&[&format!("{bystander}'s requests"), "number", "p50 µs", "p99 µs", "longest µs"]);
         for phase in &self.kill.bystander {
             phases.add_row([
                 match phase.phase {

@@ -64,7 +64,11 @@ impl<'a> Stage<'a> {
         let mut guests = Vec::new();
         for (name, number) in NAMES.into_iter().zip(0..) {
             let image = world.image(&format!("{name}.img"), arguments.size)?;
-            guests.push(Actor::new(name, Dice::new(arguments.seed.wrapping_add(number)).below(u64::MAX), image));
+            guests.push(Actor::new(
+                name,
+                Dice::new(arguments.seed.wrapping_add(number)).below(u64::MAX),
+                image,
+            ));
         }
         let socket = world.path("bus.sock");
         let narrator = Narrator::new(arguments);
@@ -79,10 +83,14 @@ impl<'a> Stage<'a> {
         }
         self.until(|stage| stage.guests.iter().all(|guest| guest.version.is_some()))?;
         let version = self.guests[BYSTANDER].version.clone().unwrap_or_default();
-        self.narrator.say(&format!("both guests have joined with version {version} and write, flush, read and compare"));
+        self.narrator.say(&format!(
+            "both guests have joined with version {version} and write, flush, read and compare"
+        ));
 
         let work = Duration::from_secs(self.arguments.seconds);
-        self.until(|stage| started.elapsed() > work / 3 && stage.guests.iter().all(|guest| guest.checked > 0))?;
+        self.until(|stage| {
+            started.elapsed() > work / 3 && stage.guests.iter().all(|guest| guest.checked > 0)
+        })?;
         let kill = self.kill_and_restart()?;
 
         self.until(|stage| started.elapsed() > work && stage.guests.iter().all(|guest| guest.checked > 0))?;
@@ -135,7 +143,8 @@ impl<'a> Stage<'a> {
     fn start_guest(&mut self, number: usize) -> Result<()> {
         let socket = self.socket.to_string_lossy().into_owned();
         let guest = &mut self.guests[number];
-        let (seed, flushed, begun) = (guest.seed.to_string(), guest.flushed.to_string(), guest.begun.to_string());
+        let (seed, flushed, begun) =
+            (guest.seed.to_string(), guest.flushed.to_string(), guest.begun.to_string());
         let arguments = [
             ["--socket", &socket],
             ["--name", guest.name],
@@ -154,7 +163,9 @@ impl<'a> Stage<'a> {
         let round = self.guests[VICTIM].begun;
         self.until(|stage| {
             let victim = &stage.guests[VICTIM];
-            (victim.begun > round || victim.percent <= percent) && victim.percent >= percent && victim.is_writing()
+            (victim.begun > round || victim.percent <= percent)
+                && victim.percent >= percent
+                && victim.is_writing()
         })?;
         self.guests[BYSTANDER].process()?.order("during")?;
         let victim = &mut self.guests[VICTIM];
@@ -227,10 +238,17 @@ impl<'a> Stage<'a> {
                     .with_context(|| format!("the image of {} is wrong", guest.name))?;
                 sector += (read / SECTOR) as u64;
             }
-            ensure!(sector * SECTOR as u64 == self.arguments.size, "the image of {} has changed its size", guest.name);
+            ensure!(
+                sector * SECTOR as u64 == self.arguments.size,
+                "the image of {} has changed its size",
+                guest.name
+            );
             verified += self.arguments.size;
         }
-        self.narrator.say(&format!("root and guests are gone; the image files, {}, hold the right data", crate::size::show(verified)));
+        self.narrator.say(&format!(
+            "root and guests are gone; the image files, {}, hold the right data",
+            crate::size::show(verified)
+        ));
         Ok(verified)
     }
 
@@ -254,7 +272,9 @@ impl<'a> Stage<'a> {
                         guest.released = Some(at);
                     }
                 }
-                Some("fault" | "crashed" | "attach_failed" | "listener_failed") => bail!("the root says: {event}"),
+                Some("fault" | "crashed" | "attach_failed" | "listener_failed") => {
+                    bail!("the root says: {event}")
+                }
                 Some(_) | None => {}
             },
             (Who::Root, Said::Ended) => bail!("the root has ended too early"),
@@ -355,7 +375,10 @@ impl Narrator {
     fn new(arguments: &Arguments) -> Self {
         // Draws on standard error if that is a terminal, and nothing otherwise.
         let bar = if arguments.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
         Self { quiet: arguments.json, bar, started: Instant::now() }
     }
 

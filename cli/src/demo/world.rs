@@ -68,10 +68,14 @@ impl World {
                 (directory.canonicalize()?, None)
             }
             None => {
-                let temporary = tempfile::Builder::new().prefix("vmbus-demo-").tempdir().with_context(|| {
-                    let place = std::env::temp_dir();
-                    format!("cannot make a directory in {}: set TMPDIR or use --keep DIR", place.display())
-                })?;
+                let temporary =
+                    tempfile::Builder::new().prefix("vmbus-demo-").tempdir().with_context(|| {
+                        let place = std::env::temp_dir();
+                        format!(
+                            "cannot make a directory in {}: set TMPDIR or use --keep DIR",
+                            place.display()
+                        )
+                    })?;
                 let mut command = this_command("demo-janitor")?;
                 command.arg(temporary.path()).stdout(Stdio::null());
                 let janitor = Process::start(command)?;
@@ -89,7 +93,9 @@ impl World {
     pub(super) fn image(&self, name: &str, size: u64) -> Result<PathBuf> {
         let path = self.path(name);
         let image = File::create(&path).and_then(|file| file.set_len(size));
-        image.with_context(|| format!("cannot make an image of {} at {}", crate::size::show(size), path.display()))?;
+        image.with_context(|| {
+            format!("cannot make an image of {} at {}", crate::size::show(size), path.display())
+        })?;
         Ok(path)
     }
 
@@ -113,7 +119,9 @@ impl World {
                     Who::Guest(_) => serde_json::from_str(&line).map(Said::Work),
                 };
                 let said = said.unwrap_or_else(|error| {
-                    Said::Work(Line::Failed { message: format!("said what is not understood ({error}): {line}") })
+                    Said::Work(Line::Failed {
+                        message: format!("said what is not understood ({error}): {line}"),
+                    })
                 });
                 let _ = sender.send(Message { who, at, said });
             }

@@ -15,14 +15,27 @@ const WORDWISE: usize = 256;
 /// # Safety
 /// `from..from + into.len()` is mapped memory for the duration of the call.
 #[cfg(not(plain_copies))]
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn load(from: *const u8, into: &mut [u8]) {
+    if into.len() <= WORDWISE && from.addr().is_multiple_of(8) {
+        // SAFETY: as promised by the caller, and aligned.
+        unsafe { load_words(from, into) }
+    } else {
+        // SAFETY: as promised by the caller.
+        unsafe { load_other(from, into) }
+    }
+}
+
+/// What is long or does not begin at a multiple of 8.
+///
+/// # Safety
+/// As [`load`].
+#[cfg(not(plain_copies))]
+#[inline(never)]
+unsafe fn load_other(from: *const u8, into: &mut [u8]) {
     if into.len() > WORDWISE {
         // SAFETY: as promised by the caller; `into` is private and writable.
         unsafe { move_bytes(from, into.as_mut_ptr(), into.len()) }
-    } else if from.addr().is_multiple_of(8) {
-        // SAFETY: as promised by the caller, and aligned.
-        unsafe { load_words(from, into) }
     } else {
         // SAFETY: as promised by the caller.
         unsafe { load_unaligned(from, into) }
@@ -34,14 +47,27 @@ pub(super) unsafe fn load(from: *const u8, into: &mut [u8]) {
 /// # Safety
 /// `into..into + from.len()` is mapped writable memory for the duration of the call.
 #[cfg(not(plain_copies))]
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn store(into: *mut u8, from: &[u8]) {
+    if from.len() <= WORDWISE && into.addr().is_multiple_of(8) {
+        // SAFETY: as promised by the caller, and aligned.
+        unsafe { store_words(into, from) }
+    } else {
+        // SAFETY: as promised by the caller.
+        unsafe { store_other(into, from) }
+    }
+}
+
+/// What is long or does not begin at a multiple of 8.
+///
+/// # Safety
+/// As [`store`].
+#[cfg(not(plain_copies))]
+#[inline(never)]
+unsafe fn store_other(into: *mut u8, from: &[u8]) {
     if from.len() > WORDWISE {
         // SAFETY: as promised by the caller; `from` is private.
         unsafe { move_bytes(from.as_ptr(), into, from.len()) }
-    } else if into.addr().is_multiple_of(8) {
-        // SAFETY: as promised by the caller, and aligned.
-        unsafe { store_words(into, from) }
     } else {
         // SAFETY: as promised by the caller.
         unsafe { store_unaligned(into, from) }
@@ -68,7 +94,7 @@ pub(super) unsafe fn transfer(from: *const u8, into: *mut u8, len: usize) {
     }
 }
 
-/// `from` is a multiple of 8. Whole words first, four in a row, then the rest as 4, 2 and 1 bytes.
+/// `from` is a multiple of 8. Whole words first, four in a row, then the rest.
 ///
 /// # Safety
 /// As [`load`].
@@ -88,10 +114,19 @@ unsafe fn load_words(from: *const u8, into: &mut [u8]) {
     for (word, shared) in ones.iter_mut().zip(shared_ones) {
         *word = shared.load(Relaxed).to_ne_bytes();
     }
-    if rest.is_empty() {
-        return;
+    if !rest.is_empty() {
+        // SAFETY: the rest of the range, at a multiple of 8.
+        unsafe { load_tail(from.wrapping_add(shared.len() * 8), rest) }
     }
-    let from = from.wrapping_add(shared.len() * 8);
+}
+
+/// At most 7 bytes at a multiple of 8, as 4, 2 and 1.
+///
+/// # Safety
+/// As [`load`].
+#[cfg(not(plain_copies))]
+#[inline(never)]
+unsafe fn load_tail(from: *const u8, rest: &mut [u8]) {
     let (halves, rest) = rest.as_chunks_mut::<4>();
     if let Some(half) = halves.first_mut() {
         // SAFETY: inside the range, at a multiple of 8.
@@ -130,10 +165,19 @@ unsafe fn store_words(into: *mut u8, from: &[u8]) {
     for (word, shared) in ones.iter().zip(shared_ones) {
         shared.store(u64::from_ne_bytes(*word), Relaxed);
     }
-    if rest.is_empty() {
-        return;
+    if !rest.is_empty() {
+        // SAFETY: the rest of the range, at a multiple of 8.
+        unsafe { store_tail(into.wrapping_add(shared.len() * 8), rest) }
     }
-    let into = into.wrapping_add(shared.len() * 8);
+}
+
+/// At most 7 bytes at a multiple of 8, as 4, 2 and 1.
+///
+/// # Safety
+/// As [`store`].
+#[cfg(not(plain_copies))]
+#[inline(never)]
+unsafe fn store_tail(into: *mut u8, rest: &[u8]) {
     let (halves, rest) = rest.as_chunks::<4>();
     if let Some(half) = halves.first() {
         // SAFETY: inside the range, at a multiple of 8.
@@ -187,6 +231,33 @@ unsafe fn store_unaligned(into: *mut u8, from: &[u8]) {
     if !rest.is_empty() {
         // SAFETY: inside the range, and aligned since the head ended at a multiple of 8.
         unsafe { store_words(into.wrapping_add(head), rest) }
+    }
+}
+
+/// Fetches the cache line of an address for writing; any address will do.
+#[inline(always)]
+pub(super) fn prefetch_write(address: *const u8) {
+    // Not the compiler's intrinsic, which fetches for reading where the target may lack this instruction; those
+    // processors ignore it.
+    // SAFETY: a prefetch accesses nothing that a program could see and never faults.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Fetches the cache lines of a range ahead of time; any address will do.
+#[inline]
+pub(super) fn prefetch_read(address: *const u8, len: usize) {
+    for offset in (0..len).step_by(64) {
+        let _line = address.wrapping_add(offset);
+        // SAFETY: a prefetch accesses nothing that a program could see and never faults.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            std::arch::asm!("prefetcht0 [{}]", in(reg) _line, options(nostack, preserves_flags, readonly));
+        }
     }
 }
 

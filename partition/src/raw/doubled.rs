@@ -61,6 +61,12 @@ impl Doubled {
         self.word(at).store(value.to_le(), Ordering::Relaxed);
     }
 
+    /// Fetches the cache line at `at` for writing, ahead of time; in either half.
+    #[inline(always)]
+    pub(crate) fn prefetch_write(&self, at: u32) {
+        copy::prefetch_write(self.base.as_ptr().wrapping_add(at as usize));
+    }
+
     /// The word that `at` lies in.
     #[inline(always)]
     fn word(&self, at: u32) -> &AtomicU64 {

@@ -90,6 +90,22 @@ impl View {
         self.word_u64(offset).store(value.to_le(), Ordering::Relaxed);
     }
 
+    /// Fetches the cache line at `offset` for writing, ahead of time. An offset that is not inside does nothing.
+    #[inline(always)]
+    pub(crate) fn prefetch_write(&self, offset: usize) {
+        if offset < self.len {
+            copy::prefetch_write(self.base.as_ptr().wrapping_add(offset));
+        }
+    }
+
+    /// Fetches bytes that will be read soon. What is not inside does nothing.
+    #[inline]
+    pub(crate) fn prefetch_read(&self, offset: usize, len: usize) {
+        if offset < self.len {
+            copy::prefetch_read(self.base.as_ptr().wrapping_add(offset), len.min(self.len - offset));
+        }
+    }
+
     #[inline(always)]
     fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         if offset > self.len || len > self.len - offset {

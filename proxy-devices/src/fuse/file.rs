@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -108,13 +109,24 @@ impl DiskFile {
         start..start.saturating_add(len).min(size)
     }
 
-    /// Runs `work` on the runtime and replies with its result.
+    /// Runs `work`, which replies: up to where it waits at once, so that its request is on its way to the disk without
+    /// waking another thread, and then on the runtime.
+    fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let _entered = self.inner.runtime.enter();
+        let mut work = Box::pin(work);
+        // Nobody has to be woken: the runtime asks again itself.
+        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.inner.runtime.spawn(work);
+        }
+    }
+
+    /// Runs `work` and replies with its result.
     fn answer_later(
         &self,
         reply: ReplyEmpty,
         work: impl Future<Output = Result<(), DiskError>> + Send + 'static,
     ) {
-        self.inner.runtime.spawn(async move {
+        self.start(async move {
             match work.await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
@@ -226,7 +238,7 @@ impl Filesystem for DiskFile {
         }
         let sectors = Arc::clone(&self.inner.sectors);
         let mut space = self.space(size as usize);
-        self.inner.runtime.spawn(async move {
+        self.start(async move {
             match sectors.read(range, &mut space).await {
                 Ok(()) => reply.data(&space.private),
                 Err(error) => reply.error(errno(&error)),
@@ -256,13 +268,13 @@ impl Filesystem for DiskFile {
         let len = usize::try_from(range.end - range.start).unwrap_or(data.len());
         let data = &data[..len];
         match u32::try_from(data.len()) {
-            Ok(0) if self.inner.file.size <= offset => return reply.error(Errno::ENOSPC),
-            Ok(0) => return reply.written(0),
+            Ok(0) if self.inner.file.size <= offset => reply.error(Errno::ENOSPC),
+            Ok(0) => reply.written(0),
             Ok(written) => {
                 let sectors = Arc::clone(&self.inner.sectors);
                 let space = self.space(data.len());
                 sectors.place(&range, &space, data);
-                self.inner.runtime.spawn(async move {
+                self.start(async move {
                     match sectors.write(range, &space).await {
                         Ok(()) => reply.written(written),
                         Err(error) => reply.error(errno(&error)),

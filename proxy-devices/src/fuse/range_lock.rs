@@ -19,7 +19,7 @@ pub(super) struct RangeLock {
 #[derive(Debug)]
 struct Entry {
     range: Range<u64>,
-    /// Tells equal ranges apart, and says whether somebody else holds it: it has to wait.
+    /// Tells equal ranges apart, and wakes the owner when an earlier claim is gone.
     turn: Arc<Notify>,
 }
 

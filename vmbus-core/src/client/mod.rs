@@ -156,15 +156,10 @@ impl Client {
             Err(error) => return self.fault(Fault::Malformed(error)),
         };
         match message {
-            Message::VersionResponse(response) => return self.version_response(&response),
-            Message::UnloadResponse(_) => return self.unload_response(),
-            _ => {}
-        }
-        if self.connection().is_none() {
+            Message::VersionResponse(response) => self.version_response(&response),
+            Message::UnloadResponse(_) => self.unload_response(),
             // Sent to a connection that we have left or that was before us.
-            return;
-        }
-        match message {
+            _ if self.connection().is_none() => {}
             Message::OfferChannel(offer) => self.offered(&offer),
             Message::RescindChannelOffer(rescind) => self.rescinded(rescind.relid.get()),
             Message::AllOffersDelivered(_) => self.offers_delivered(),
@@ -175,10 +170,8 @@ impl Client {
             Message::ModifyConnectionResponse(response) => self.connection_modified(&response),
             Message::TlConnectResult(result) => self.connect_refused(&result),
             Message::PauseResponse(_) => self.paused(),
-            // We never open a channel that way; handled above; or let through by no parser.
+            // We never open a channel that way; the others are let through by no parser.
             Message::CloseReservedResponse(_)
-            | Message::VersionResponse(_)
-            | Message::UnloadResponse(_)
             | Message::InitiateContact(_)
             | Message::Unload(_)
             | Message::RequestOffers(_)

@@ -91,13 +91,20 @@ impl Questions {
 impl Client {
     /// Takes our policy's answer. One that comes for a thing that is gone meanwhile is ignored.
     pub fn decided(&mut self, id: AskId, answer: Answer) {
-        if let Some(subject) = self.questions.remove(id) {
-            self.answer(subject, answer);
+        let Some(subject) = self.questions.remove(id) else { return };
+        match subject {
+            Subject::Version => self.version_decided(answer),
+            Subject::Offer { relid, .. } => {
+                self.offer_decided(relid, answer);
+                self.report_offers_delivered();
+            }
+            Subject::Share { gpadl } => self.share_decided(gpadl, answer),
+            Subject::Open { relid } => self.open_decided(relid, answer),
         }
     }
 
-    /// Asks, or answers at once where nobody is to be asked. The thing asked about must wait already; its name of the
-    /// question is set with the id that is passed to `wait`.
+    /// Begins a question. The caller notes its name with the thing asked about, then calls
+    /// [`Self::allow_if_nobody_decides`].
     pub(super) fn ask(&mut self, subject: Subject, question: Question) -> AskId {
         self.questions.last += 1;
         let id = AskId(self.questions.last);
@@ -121,17 +128,5 @@ impl Client {
     pub(super) fn withdraw_question(&mut self, id: AskId) {
         self.questions.remove(id);
         self.report_offers_delivered();
-    }
-
-    fn answer(&mut self, subject: Subject, answer: Answer) {
-        match subject {
-            Subject::Version => self.version_decided(answer),
-            Subject::Offer { relid, .. } => {
-                self.offer_decided(relid, answer);
-                self.report_offers_delivered();
-            }
-            Subject::Share { gpadl } => self.share_decided(gpadl, answer),
-            Subject::Open { relid } => self.open_decided(relid, answer),
-        }
     }
 }

@@ -173,6 +173,7 @@ impl Server {
 
     pub(super) fn offer_decided(&mut self, device: DeviceKey, answer: Answer) {
         let Some(channel) = self.channels.get_mut(device) else { return };
+        let Shown::Proposed(_) = channel.shown else { return };
         channel.shown = Shown::Hidden;
         match answer {
             Answer::Allow => self.show(device),
@@ -197,20 +198,18 @@ impl Server {
     pub(super) fn relid_released(&mut self, relid: u32) {
         let Some(device) = self.visible("RELID_RELEASED", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
-        let releasable = match (channel.shown, &channel.serving) {
-            (Shown::Offered, Serving::Idle | Serving::Closing { reopen: None, .. }) => true,
-            (Shown::Offered, _) => false,
-            (Shown::Rescinding | Shown::Revoked, _) => true,
-            (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => false,
-        };
-        if !releasable {
-            return self.wrong_state("RELID_RELEASED", device);
-        }
-        channel.shown = match channel.shown {
-            // Its device is back already.
-            Shown::Rescinding | Shown::Revoked if !channel.withdrawn => Shown::Returning,
+        channel.shown = match (channel.shown, &channel.serving) {
             // A guest that releases a channel unasked does not see the device again during this connection.
-            _ => Shown::Hidden,
+            (Shown::Offered, Serving::Idle | Serving::Closing { reopen: None, .. }) => Shown::Hidden,
+            (
+                Shown::Offered,
+                Serving::Asked { .. } | Serving::Opening(_) | Serving::Open(_) | Serving::Closing { .. },
+            ) => return self.wrong_state("RELID_RELEASED", device),
+            (Shown::Rescinding | Shown::Revoked, _) if channel.withdrawn => Shown::Hidden,
+            // Its device is back already.
+            (Shown::Rescinding | Shown::Revoked, _) => Shown::Returning,
+            // Not visible.
+            (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => return,
         };
         self.drop_gpadls(device);
         self.settle(device);

@@ -31,7 +31,10 @@ impl Server {
                 // CLOSE has no answer, so a guest may send the next OPEN before the device is done.
                 *reopen = Some(Box::new(*request));
             }
-            (Shown::Offered, _) => self.wrong_state("OPENCHANNEL", device),
+            (
+                Shown::Offered,
+                Serving::Asked { .. } | Serving::Opening(_) | Serving::Open(_) | Serving::Closing { .. },
+            ) => self.wrong_state("OPENCHANNEL", device),
             // The guest sees RESCIND instead of a result. `visible` excludes the others.
             (
                 Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
@@ -163,7 +166,12 @@ impl Server {
         let Some(channel) = self.channels.get(device) else { return };
         match (channel.shown, &channel.serving) {
             (Shown::Offered, Serving::Open(_)) => self.stop_serving(device),
-            (Shown::Offered, _) => self.wrong_state("CLOSECHANNEL", device),
+            (
+                Shown::Offered,
+                Serving::Idle | Serving::Asked { .. } | Serving::Opening(_) | Serving::Closing { .. },
+            ) => {
+                self.wrong_state("CLOSECHANNEL", device);
+            }
             (
                 Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
                 _,
@@ -223,7 +231,10 @@ impl Server {
                 self.act(ServerAction::Retarget { relid, device, vp });
                 Status::SUCCESS
             }
-            (Shown::Offered, _) => {
+            (
+                Shown::Offered,
+                Serving::Idle | Serving::Asked { .. } | Serving::Opening(_) | Serving::Closing { .. },
+            ) => {
                 self.wrong_state("MODIFYCHANNEL", device);
                 Status::INVALID_DEVICE_STATE
             }

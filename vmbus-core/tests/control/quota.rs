@@ -183,3 +183,22 @@ fn while_disconnecting_one_contact_is_kept_and_nothing_else() {
     assert_eq!(root.device_let_go(1, 5), ["disconnected", "VERSION accepted"]);
     assert_eq!(root.server.connection().unwrap().version, Version::Win8, "the latest counts");
 }
+
+#[test]
+fn what_a_pause_holds_back_is_bounded_by_the_channel_ids() {
+    use vmbus_core::FeatureFlags;
+    let quotas = Quotas { channels: 3, ..Default::default() };
+    let mut root = Root::new(ServerConfig { quotas, ..Default::default() });
+    root.features = FeatureFlags::PAUSE_RESUME;
+    root.answers = Answers::All;
+    root.connect(Version::Copper);
+    root.say(RequestOffers {});
+    assert_eq!(root.say(Pause {}), ["PAUSED"]);
+    for device in 0..10_000 {
+        root.offer(device);
+        root.rescind(device);
+    }
+    let held = root.say(Resume {});
+    assert_eq!(held, ["OFFER 1", "RESCIND 1", "OFFER 2", "RESCIND 2", "OFFER 3", "RESCIND 3"]);
+    assert_eq!(root.server.channels().count(), 3, "what the guest must release");
+}

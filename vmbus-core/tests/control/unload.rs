@@ -46,7 +46,9 @@ fn unload_lets_go_of_everything_and_then_answers() {
     root.answers = Answers::Policy;
     root.connect(Version::Iron);
     assert_eq!(root.say(RequestOffers {}), ["OFFER 1", "OFFER 2", "ALL OFFERS"]);
+    assert_eq!(root.asked.len(), 2, "whether to share, whether to offer");
     assert_eq!(root.decide(Answer::Allow), NOTHING, "old questions are void");
+    assert_eq!(root.decide(Answer::Allow), NOTHING);
 }
 
 #[test]
@@ -129,4 +131,33 @@ fn ids_begin_anew_with_each_connection() {
     root.release(1);
     root.connect(Version::Iron);
     assert_eq!(root.say(RequestOffers {}), ["OFFER 1", "ALL OFFERS"]);
+}
+
+#[test]
+fn connects_that_wait_end_with_the_connection() {
+    let mut root = Root::closed();
+    assert_eq!(root.say(TlConnectRequest::default()), ["connect"]);
+    root.say(Unload {});
+    assert_eq!(root.server.usage(), Usage::default());
+    root.connect(Version::Iron);
+    let request = ConnectRequest {
+        endpoint: Default::default(),
+        service: Default::default(),
+        silo: Default::default(),
+    };
+    let answer = ServerInput::ConnectResult { request, result: Err(vmbus_core::Status::FAILURE) };
+    assert_eq!(root.input(answer), NOTHING, "the new guest has asked for nothing");
+}
+
+#[test]
+fn questions_of_an_ended_connection_do_not_hold_up_the_next() {
+    let mut root = Root::new(ServerConfig::default());
+    root.offer(1);
+    root.connect(Version::Iron);
+    root.answers = Answers::None;
+    assert_eq!(root.say(RequestOffers {}), ["ask offer 1"]);
+    root.answers = Answers::Policy;
+    root.connect(Version::Iron);
+    assert_eq!(root.say(RequestOffers {}), ["OFFER 1", "ALL OFFERS"]);
+    assert_eq!(root.decide(Answer::Allow), NOTHING, "the old question is void");
 }

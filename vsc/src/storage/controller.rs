@@ -46,6 +46,8 @@ impl Controller {
     /// [`DiskError::Open`]; [`DiskError::Refused`] if the provider knows no version that we know.
     pub async fn open_device(guest: &Guest, device: Device) -> Result<Self, DiskError> {
         let channel = guest.open(device).await?;
+        // Disks that come and go are looked for by who wants to know.
+        channel.discard_notices();
         ask(&channel, "BEGIN_INITIALIZATION", &Request::BeginInitialization, Packet::MAX_SIZE).await?;
         let version = agree(&channel).await?;
         let size = version.packet_size();

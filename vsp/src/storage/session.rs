@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::task::coop::consume_budget;
 use vmbus_channels::{Channel, ChannelError, Completions, Request, Session};
 use vmbus_core::storage::scsi::Failure;
 use vmbus_core::storage::{DataDirection, Notice, Outcome, Srb};
@@ -16,7 +17,9 @@ use super::target::Target;
 use super::vstor::{Reply, ResetScope, State, Step, Vstor};
 
 /// Requests taken at a time: few enough to stay in the first-level cache until they are completed.
-const TAKEN_AT_ONCE: usize = 8;
+const TAKEN_AT_ONCE: usize = 16;
+/// How many requests ahead a backend is told of a read.
+const FORESIGHT: usize = 2;
 /// Completions that share one signal at most.
 const COMPLETED_AT_ONCE: usize = 64;
 
@@ -31,10 +34,9 @@ pub struct StorageSession {
 
 impl Session for StorageSession {
     async fn serve(mut self, channel: Channel) -> Result<(), ChannelError> {
-        // What an earlier guest has written may still be on its way to the medium.
-        self.target.settled().await;
         let mut completions = channel.completions();
         let mut requests = Vec::with_capacity(TAKEN_AT_ONCE);
+        let mut steps = Vec::with_capacity(TAKEN_AT_ONCE);
         loop {
             if channel.try_recv(TAKEN_AT_ONCE, &mut requests)? == 0 {
                 if !completions.is_empty() {
@@ -50,12 +52,22 @@ impl Session for StorageSession {
                     () = self.target.changed() => {}
                 }
             }
-            for request in requests.drain(..) {
-                self.start(request, &channel, &mut completions)?;
+            for request in &requests {
+                let step = self.vstor.handle(request.payload());
+                steps.push(step.map_err(|fault| ChannelError::Protocol(fault.to_string()))?);
             }
-            if completions.are_awaited() || completions.len() >= COMPLETED_AT_ONCE {
-                completions.send().await?;
+            for (at, (request, step)) in requests.drain(..).zip(&steps).enumerate() {
+                if let Some(Step::Execute(srb)) = steps.get(at + FORESIGHT) {
+                    self.target.expect(srb);
+                }
+                self.start(request, step, &channel, &mut completions)?;
+                if completions.are_awaited() || completions.len() >= COMPLETED_AT_ONCE {
+                    completions.send().await?;
+                }
+                // A guest that never pauses must not keep its thread from the other guests.
+                consume_budget().await;
             }
+            steps.clear();
             self.tell_changes(&channel).await?;
         }
     }
@@ -70,11 +82,14 @@ impl StorageSession {
     fn start(
         &mut self,
         request: Request,
+        step: &Step,
         channel: &Channel,
         completions: &mut Completions,
     ) -> Result<(), ChannelError> {
-        let step = self.vstor.handle(request.payload());
-        match step.map_err(|fault| ChannelError::Protocol(fault.to_string()))? {
+        if !request.wants_completion() {
+            return Err(ChannelError::Protocol("a storage request that wants no answer".to_owned()));
+        }
+        match *step {
             Step::Execute(srb) => match self.execute(&request, &srb) {
                 Execution::Done(outcome) => {
                     completions.push(request, self.vstor.completion(&srb, &outcome).as_bytes())

@@ -82,13 +82,6 @@ impl Target {
         target
     }
 
-    /// Ends when the writes that are under way to any of the disks have landed.
-    pub async fn settled(&self) {
-        for attached in self.attached.iter().flatten() {
-            attached.lun.settled().await;
-        }
-    }
-
     /// Ends when disks have come or gone; [`Target::refresh`] then takes that over. Never ends otherwise.
     pub async fn changed(&mut self) {
         if self.units.changed().await.is_err() {
@@ -126,6 +119,16 @@ impl Target {
                 lun.execute(nexus, &command, data)
             }
             Some(_) | None => self.execute_without_disk(srb.address(), &command, data),
+        }
+    }
+
+    /// Tells a disk of a read that is about to be executed.
+    #[inline]
+    pub fn expect(&self, srb: &Srb) {
+        if let Some(attached) = self.find(srb.address())
+            && let Ok(Ok(Command::Read(blocks))) = srb.cdb().map(Command::parse)
+        {
+            attached.lun.expect(&blocks);
         }
     }
 

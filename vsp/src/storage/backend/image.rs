@@ -4,7 +4,7 @@
 //! of durability costs, and lets it fail them.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -169,6 +169,14 @@ impl<C: Calls> Image<C> {
             Durability::Visible => Ok(()),
             Durability::Stable => self.flush(),
         }
+    }
+}
+
+impl Image<File> {
+    /// Size in bytes, at this moment.
+    pub(super) fn size(&self) -> io::Result<u64> {
+        // Unlike the size in the metadata this is also that of a block device.
+        (&self.calls).seek(SeekFrom::End(0))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A disk on a raw image file or a block device of the host.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -147,7 +147,14 @@ impl RawFile {
             });
         }
         let sector = u64::from(options.logical_sector);
-        let size = (&file).seek(SeekFrom::End(0)).map_err(cannot)?;
+        let medium = match fstatfs(&file) {
+            Ok(filesystem) if metadata.is_file() && filesystem.filesystem_type() == TMPFS_MAGIC => {
+                Medium::Memory
+            }
+            Ok(_) | Err(_) => Medium::Disk,
+        };
+        let image = Image::new(file, medium);
+        let size = image.size().map_err(cannot)?;
         if size < sector {
             return Err(OpenError::TooSmall { path: path.to_owned(), sector: options.logical_sector });
         }
@@ -166,15 +173,8 @@ impl RawFile {
             },
             rotational: blocks.rotational,
         };
-        let medium = match fstatfs(&file) {
-            Ok(filesystem) if metadata.is_file() && filesystem.filesystem_type() == TMPFS_MAGIC => {
-                Medium::Memory
-            }
-            Ok(_) | Err(_) => Medium::Disk,
-        };
         let identity = Identity::of_file(&metadata);
-        let image = Arc::new(Image::new(file, medium));
-        Ok(Self { image, geometry, identity, workers: Arc::default() })
+        Ok(Self { image: Arc::new(image), geometry, identity, workers: Arc::default() })
     }
 
     fn waiting<T: Send + 'static>(
@@ -189,8 +189,11 @@ impl RawFile {
 
 #[async_trait]
 impl Backend for RawFile {
+    /// As it was when the image was opened, but for its size, which may have changed since.
     fn geometry(&self) -> Geometry {
-        self.geometry
+        let sector = u64::from(self.geometry.logical_sector);
+        let sectors = self.image.size().map_or(self.geometry.sectors, |size| size / sector);
+        Geometry { sectors, ..self.geometry }
     }
 
     fn identity(&self) -> Identity {
@@ -330,6 +333,14 @@ mod tests {
         ));
         let odd = RawFileOptions { logical_sector: 520, ..RawFileOptions::default() };
         assert!(matches!(RawFile::open_with(tiny.path(), odd), Err(OpenError::SectorSize { .. })));
+    }
+
+    #[test]
+    fn an_image_may_grow_while_it_is_open() {
+        let file = image(4096);
+        let disk = RawFile::open(file.path(), Access::ReadWrite).unwrap();
+        file.as_file().set_len(8192).unwrap();
+        assert_eq!(disk.geometry().sectors, 16);
     }
 
     #[test]

@@ -134,11 +134,6 @@ impl Lun {
         Ok(())
     }
 
-    /// Ends when the writes that are under way now have landed.
-    pub async fn settled(&self) {
-        self.writes.earlier().await;
-    }
-
     /// A guest's new connection to this disk.
     pub fn attach(&self) -> Nexus {
         Nexus {
