@@ -163,10 +163,9 @@ impl Partition {
             if self.end.arm(areas::SHARED) || more {
                 // A guest that never pauses must not keep its partition from being asked, changed and let go.
                 for _ in 0..COMMANDS_AT_ONCE {
-                    match self.inbox.try_recv() {
-                        Ok(command) if self.command(command) => return Ok(()),
-                        Ok(_) => {}
-                        Err(_) => break,
+                    let Ok(command) = self.inbox.try_recv() else { break };
+                    if self.command(command) {
+                        return Ok(());
                     }
                 }
                 tokio::task::yield_now().await;
