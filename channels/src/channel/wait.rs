@@ -65,17 +65,24 @@ impl Wait {
                     return Woken::Otherwise;
                 }
                 let Some(bell) = register(side, registered) else { return Woken::Otherwise };
-                tokio::select! {
+                let mut ready = pin!(ready);
+                let mut guard = tokio::select! {
                     biased;
-                    () = ready => Woken::Otherwise,
-                    guard = bell.readable() => {
-                        if let Ok(mut guard) = guard {
-                            guard.clear_ready();
-                            side.drain_bell();
-                        }
-                        Woken::ByBell
-                    }
+                    () = &mut ready => return Woken::Otherwise,
+                    guard = bell.readable() => match guard {
+                        Ok(guard) => guard,
+                        Err(_) => return Woken::Otherwise,
+                    },
+                };
+                if guard.ready().is_read_closed() {
+                    // Nobody can ring any more, and such a bell is readable for ever. The peer has gone: who finds
+                    // that out at the link closes the channel, and must get to do so.
+                    ready.await;
+                    return Woken::Otherwise;
                 }
+                guard.clear_ready();
+                side.drain_bell();
+                Woken::ByBell
             }
             Self::Shared(notify) => {
                 let mut signalled = pin!(notify.notified());
