@@ -47,7 +47,7 @@ pub(crate) struct Spinner {
 }
 
 /// Looks between two readings of the clock, which cost about as much as ten looks.
-const LOOKS_PER_CLOCK: u32 = 16;
+const LOOKS_PER_CLOCK: u32 = 32;
 const LONGEST_PENALTY: u32 = 1 << 10;
 
 impl Spinner {
@@ -67,7 +67,7 @@ impl Spinner {
             self.skip -= 1;
             return None;
         }
-        let start = Instant::now();
+        let mut start = None;
         loop {
             for _ in 0..LOOKS_PER_CLOCK {
                 std::hint::spin_loop();
@@ -76,7 +76,8 @@ impl Spinner {
                     return Some(found);
                 }
             }
-            if start.elapsed() >= self.spin.longest {
+            // What comes at once is not held up by a look at the clock.
+            if start.get_or_insert_with(Instant::now).elapsed() >= self.spin.longest {
                 self.penalty = (2 * self.penalty + 1).min(LONGEST_PENALTY);
                 self.skip = self.penalty;
                 return None;

@@ -55,7 +55,7 @@ async fn join(arguments: &Arguments) -> Result<()> {
     match &arguments.fuse {
         Some(mountpoint) => show_disk(&guest, mountpoint).await,
         None => {
-            for device in guest.offers() {
+            for device in guest.all_offers().await? {
                 println!("device {} of class {}", device.instance, device.class);
             }
             wait_for_end(&guest).await

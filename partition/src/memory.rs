@@ -176,6 +176,13 @@ impl Mapping {
         self.view.copy_to(offset, &to.view, to_offset, len);
     }
 
+    /// Hint that these bytes will be read soon, so that they can be fetched meanwhile: worth having for copies from
+    /// here and there of a memory larger than the caches. What is not inside does nothing.
+    #[inline]
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        self.view.prefetch_read(offset, len);
+    }
+
     /// Sets `len` bytes from `offset` to zero. Panics if they are not inside.
     pub fn fill_zero(&self, offset: usize, len: usize) {
         const ZEROES: [u8; 4096] = [0; 4096];

@@ -74,6 +74,13 @@ impl<R: RingMemory> Producer<R> {
         (self.size - 8) as usize
     }
 
+    /// Whether the consumer looks by itself at the moment, so that packets committed now would ring no bell. A hint: it
+    /// may change at any time.
+    #[inline]
+    pub fn consumer_polls(&self) -> bool {
+        self.memory.load(ControlWord::InterruptMask, Ordering::Relaxed) != 0
+    }
+
     /// Asks the consumer for a signal once a packet of `needed` bytes fits, and looks again: `true` = it fits now and
     /// the request is withdrawn; `false` = wait for a signal, then try again (the request stands until
     /// [`clear_space_request`](Self::clear_space_request) or until a call gives `true`). More than the ring can ever

@@ -46,6 +46,8 @@ pub(crate) struct Core {
     pub(super) limits: Limits,
     pub(super) incoming: Mutex<Incoming>,
     pub(super) outgoing: Mutex<Outgoing>,
+    /// Bytes that the outgoing ring holds at most.
+    pub(super) capacity: usize,
     pub(super) replies: Mutex<Replies>,
     /// Futures and threads that sleep on this channel: while there are any, the incoming ring stays unmasked.
     pub(super) parked: AtomicUsize,
@@ -78,6 +80,7 @@ impl Core {
         let mut outgoing = Outgoing::new(outgoing)?;
         let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
+            capacity: outgoing.capacity(),
             side,
             wait,
             limits,

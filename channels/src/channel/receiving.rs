@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use vmbus_core::pages::{GpaDirect, TransferPages};
-use vmbus_partition::{GuestPages, RingMapping};
+use vmbus_partition::{GpaSpace, GuestPages, RingMapping};
 use vmbus_ringbuf::{Consumer, Packet, PacketKind, RingFault};
 
 use super::core::{Core, lock};
@@ -31,6 +31,8 @@ pub(super) struct Incoming {
     /// Requests that may be taken before completion space must be set aside again.
     grants: usize,
     queued: VecDeque<Request>,
+    /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
+    memory: Option<Arc<GpaSpace>>,
     spinner: Spinner,
 }
 
@@ -41,6 +43,7 @@ impl Incoming {
             masked: false,
             grants,
             queued: VecDeque::new(),
+            memory: None,
             spinner: Spinner::new(Spin::default()),
         })
     }
@@ -261,9 +264,10 @@ impl Core {
                 return Some(Err(ChannelError::Closed));
             }
             looks += 1;
-            let routed = self.route(&mut incoming);
-            match routed.and_then(|()| self.publish_while_looking(&mut incoming, looks)) {
-                Ok(()) => found().map(Ok),
+            match self.route(&mut incoming) {
+                // Looking in vain is most of what a spinning thread does: one load. Replies come this way only.
+                Ok(false) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
+                Ok(_) => found().map(Ok),
                 Err(error) => Some(Err(error)),
             }
         });
@@ -274,7 +278,11 @@ impl Core {
         result.transpose()
     }
 
-    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ChannelError> {
+    /// Takes what is there; whether there was anything.
+    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<bool, ChannelError> {
+        if !incoming.consumer.has_unread()? {
+            return Ok(false);
+        }
         let before = incoming.queued.len();
         while incoming.queued.len() < QUEUED_AT_MOST {
             match self.next(incoming)? {
@@ -288,7 +296,7 @@ impl Core {
         if incoming.queued.len() > before {
             self.nudge();
         }
-        Ok(())
+        Ok(true)
     }
 
     fn next_request(
@@ -352,7 +360,7 @@ impl Core {
                 Next::Routed
             }
             PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {
-                Next::Request(self.request(&packet)?)
+                Next::Request(self.request(&packet, &mut incoming.memory)?)
             }
         };
         if incoming.consumer.publish_if_due()?.is_ring() {
@@ -361,7 +369,11 @@ impl Core {
         Ok(next)
     }
 
-    fn request(self: &Arc<Self>, packet: &Packet<'_, RingMapping>) -> Result<Request, ChannelError> {
+    fn request(
+        self: &Arc<Self>,
+        packet: &Packet<'_, RingMapping>,
+        memory: &mut Option<Arc<GpaSpace>>,
+    ) -> Result<Request, ChannelError> {
         let mut payload = SmallVec::from_elem(0, packet.payload_len());
         packet.read_payload(0, &mut payload).map_err(short)?;
         let mut header: SmallVec<[u8; 128]> = SmallVec::from_elem(0, packet.header_len());
@@ -369,11 +381,16 @@ impl Core {
         let attached = match packet.kind {
             PacketKind::InBand | PacketKind::Completion => Attached::Nothing,
             PacketKind::GpaDirect => {
-                let memory = self.side.memory();
                 let ranges =
                     GpaDirect::parse(&header).map_err(|error| ChannelError::Protocol(error.to_string()))?;
-                let pages: Result<SmallVec<[GuestPages; 1]>, _> =
-                    ranges.ranges().map(|range| memory.pages(range)).collect();
+                let find =
+                    |memory: &Arc<GpaSpace>| ranges.ranges().map(|range| memory.pages(range)).collect();
+                let mut pages: Result<SmallVec<[GuestPages; 1]>, _> =
+                    find(memory.get_or_insert_with(|| self.side.memory()));
+                if pages.is_err() {
+                    // Memory may have come since.
+                    pages = find(memory.insert(self.side.memory()));
+                }
                 Attached::Pages(pages?)
             }
             PacketKind::TransferPages => {
@@ -415,6 +432,7 @@ impl Core {
 
     /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
     fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
+        incoming.memory = None;
         while !self.is_closed()
             && incoming.masked
             && self.parked.load(Ordering::Relaxed) > 0

@@ -46,6 +46,7 @@ enum Phase {
 }
 
 impl Request {
+    #[inline]
     pub(super) fn new(
         core: &Arc<Core>,
         id: u64,
@@ -68,6 +69,7 @@ impl Request {
     }
 
     /// Hands the request to a session.
+    #[inline]
     pub(super) fn begin(mut self) -> Self {
         self.core.request_began(self.packet_bytes);
         self.phase = Phase::InFlight;
@@ -206,6 +208,9 @@ impl std::fmt::Debug for Request {
     }
 }
 
+/// Completions at a time to a peer that polls.
+const WORTH_SENDING: usize = 8;
+
 /// Completions to be written together, with one signal at most.
 pub struct Completions {
     core: Arc<Core>,
@@ -221,10 +226,23 @@ impl Completions {
     ///
     /// # Errors
     /// [`ChannelError::CompletionTooLarge`] as in [`Request::complete`].
+    #[inline]
     pub fn push(&mut self, request: Request, payload: &[u8]) -> Result<(), ChannelError> {
         self.core.check_completion(payload.len())?;
         self.done.push((request, SmallVec::from_slice(payload)));
         Ok(())
+    }
+
+    /// Whether these are better sent now than gathered on: the peer is looking for them already, so that it can go on
+    /// while more are made and needs no signal, and they are enough to be worth the cache line that they take there.
+    #[inline]
+    pub fn are_awaited(&self) -> bool {
+        self.done.len() >= WORTH_SENDING && self.core.peer_polls()
+    }
+
+    /// How many there are to send.
+    pub fn len(&self) -> usize {
+        self.done.len()
     }
 
     /// Whether there is nothing to send.

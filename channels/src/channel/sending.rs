@@ -36,6 +36,11 @@ impl Outgoing {
         self.open = false;
     }
 
+    /// Bytes that the ring holds at most.
+    pub(super) fn capacity(&self) -> usize {
+        self.producer.capacity()
+    }
+
     /// Sets space aside for up to `wanted` completions of `size` bytes; gives how many fitted. Most of a small ring
     /// is left to other packets.
     pub(super) fn reserve(&mut self, wanted: usize, size: usize) -> Result<usize, RingFault> {
@@ -146,8 +151,7 @@ impl Core {
     }
 
     fn size_of(&self, packet: &Packet<'_>) -> Result<usize, ChannelError> {
-        let ring = lock(&self.outgoing).producer.capacity();
-        packet_bytes(packet, self.longest_packet(ring))
+        packet_bytes(packet, self.longest_packet(self.capacity))
     }
 
     /// Bytes of a ring of `ring` bytes that a packet of our own gets if it waits long enough: not those that are set
@@ -212,6 +216,11 @@ impl Core {
             self.nudge();
         }
         result
+    }
+
+    /// Whether the peer looks at its ring by itself.
+    pub(super) fn peer_polls(&self) -> bool {
+        lock(&self.outgoing).producer.consumer_polls()
     }
 
     pub(super) fn check_completion(&self, len: usize) -> Result<(), ChannelError> {

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -64,17 +65,24 @@ impl Wait {
                     return Woken::Otherwise;
                 }
                 let Some(bell) = register(side, registered) else { return Woken::Otherwise };
-                tokio::select! {
+                let mut ready = pin!(ready);
+                let mut guard = tokio::select! {
                     biased;
-                    () = ready => Woken::Otherwise,
-                    guard = bell.readable() => {
-                        if let Ok(mut guard) = guard {
-                            guard.clear_ready();
-                            side.drain_bell();
-                        }
-                        Woken::ByBell
-                    }
+                    () = &mut ready => return Woken::Otherwise,
+                    guard = bell.readable() => match guard {
+                        Ok(guard) => guard,
+                        Err(_) => return Woken::Otherwise,
+                    },
+                };
+                if guard.ready().is_read_closed() {
+                    // Nobody can ring any more, and such a bell is readable for ever. The peer has gone: who finds
+                    // that out at the link closes the channel, and must get to do so.
+                    ready.await;
+                    return Woken::Otherwise;
                 }
+                guard.clear_ready();
+                side.drain_bell();
+                Woken::ByBell
             }
             Self::Shared(notify) => {
                 let mut signalled = pin!(notify.notified());
@@ -112,8 +120,10 @@ impl Wait {
                     return Ok(Some(Woken::Otherwise));
                 }
                 let Some(bell) = side.bell() else { return Ok(Some(Woken::Otherwise)) };
-                let mut fds =
-                    [PollFd::new(bell, PollFlags::POLLIN), PollFd::new(alarm.0.as_fd(), PollFlags::POLLIN)];
+                let mut fds = [
+                    PollFd::new(bell, PollFlags::POLLIN),
+                    PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN),
+                ];
                 let woken = poll_retrying(&mut fds, timeout)?;
                 if fds[0].any() == Some(true) {
                     side.drain_bell();
@@ -130,7 +140,8 @@ impl Wait {
                 {
                     return Ok(Some(Woken::Otherwise));
                 }
-                let woken = poll_retrying(&mut [PollFd::new(alarm.0.as_fd(), PollFlags::POLLIN)], timeout)?;
+                let woken =
+                    poll_retrying(&mut [PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN)], timeout)?;
                 Ok(woken.then_some(Woken::Otherwise))
             }
         }
@@ -156,7 +167,11 @@ fn poll_retrying(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<boo
 }
 
 /// Wakes a thread that sleeps in `poll`.
-struct Alarm(EventFd);
+struct Alarm {
+    event: EventFd,
+    /// Whether it may have been set off since it was last silenced, which costs a system call.
+    rang: AtomicBool,
+}
 
 impl Alarm {
     fn of_this_thread() -> io::Result<Arc<Self>> {
@@ -164,10 +179,13 @@ impl Alarm {
         ALARM.with(|alarm| {
             if alarm.get().is_none() {
                 let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-                let _ = alarm.set(Arc::new(Self(EventFd::from_flags(flags)?)));
+                let event = EventFd::from_flags(flags)?;
+                let _ = alarm.set(Arc::new(Self { event, rang: AtomicBool::new(false) }));
             }
             let alarm = Arc::clone(alarm.get().expect("just set"));
-            let _ = alarm.0.read();
+            if alarm.rang.swap(false, Ordering::AcqRel) {
+                let _ = alarm.event.read();
+            }
             Ok(alarm)
         })
     }
@@ -179,6 +197,8 @@ impl Wake for Alarm {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let _ = self.0.write(1);
+        // The flag last: a count that is missed for lack of it wakes once too often, and is cleared the next time.
+        let _ = self.event.write(1);
+        self.rang.store(true, Ordering::Release);
     }
 }

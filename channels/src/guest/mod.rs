@@ -208,6 +208,16 @@ impl Guest {
         self.inner.offers.borrow().devices.clone()
     }
 
+    /// What the root offers, once all that it offered when this guest joined has arrived.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`].
+    pub async fn all_offers(&self) -> Result<Vec<OfferedDevice>, Error> {
+        let mut offers = self.inner.offers.clone();
+        let now = offers.wait_for(|now| now.complete || now.ended).await.map_err(|_| Error::Disconnected)?;
+        if now.ended { Err(Error::Disconnected) } else { Ok(now.devices.clone()) }
+    }
+
     /// Waits until `device` is offered.
     ///
     /// # Errors

@@ -156,7 +156,7 @@ fn end_of(class: u64) -> u64 {
         return class;
     }
     let shift = class / 16 - 1;
-    (class % 16 + 17 << shift) - 1
+    ((class % 16 + 17) << shift) - 1
 }
 
 #[cfg(test)]

@@ -98,6 +98,14 @@ impl View {
         }
     }
 
+    /// Fetches bytes that will be read soon. What is not inside does nothing.
+    #[inline]
+    pub(crate) fn prefetch_read(&self, offset: usize, len: usize) {
+        if offset < self.len {
+            copy::prefetch_read(self.base.as_ptr().wrapping_add(offset), len.min(self.len - offset));
+        }
+    }
+
     #[inline(always)]
     fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         if offset > self.len || len > self.len - offset {

@@ -16,8 +16,12 @@ use super::lun::Execution;
 use super::target::Target;
 use super::vstor::{Reply, ResetScope, State, Step, Vstor};
 
-/// Requests taken at a time: enough to share one signal, few enough that the first need not wait for the last.
-const BATCH: usize = 64;
+/// Requests taken at a time: few enough to stay in the first-level cache until they are completed.
+const TAKEN_AT_ONCE: usize = 16;
+/// How many requests ahead a backend is told of a read.
+const FORESIGHT: usize = 2;
+/// Completions that share one signal at most.
+const COMPLETED_AT_ONCE: usize = 64;
 
 /// The conversation with one guest and its view of the disks.
 #[derive(Debug)]
@@ -31,9 +35,14 @@ pub struct StorageSession {
 impl Session for StorageSession {
     async fn serve(mut self, channel: Channel) -> Result<(), ChannelError> {
         let mut completions = channel.completions();
-        let mut requests = Vec::with_capacity(BATCH);
+        let mut requests = Vec::with_capacity(TAKEN_AT_ONCE);
+        let mut steps = Vec::with_capacity(TAKEN_AT_ONCE);
         loop {
-            if channel.try_recv(BATCH, &mut requests)? == 0 {
+            if channel.try_recv(TAKEN_AT_ONCE, &mut requests)? == 0 {
+                if !completions.is_empty() {
+                    completions.send().await?;
+                    continue;
+                }
                 tokio::select! {
                     biased;
                     request = channel.recv() => match request? {
@@ -43,14 +52,22 @@ impl Session for StorageSession {
                     () = self.target.changed() => {}
                 }
             }
-            for request in requests.drain(..) {
-                self.start(request, &channel, &mut completions)?;
+            for request in &requests {
+                let step = self.vstor.handle(request.payload());
+                steps.push(step.map_err(|fault| ChannelError::Protocol(fault.to_string()))?);
+            }
+            for (at, (request, step)) in requests.drain(..).zip(&steps).enumerate() {
+                if let Some(Step::Execute(srb)) = steps.get(at + FORESIGHT) {
+                    self.target.expect(srb);
+                }
+                self.start(request, step, &channel, &mut completions)?;
+                if completions.are_awaited() || completions.len() >= COMPLETED_AT_ONCE {
+                    completions.send().await?;
+                }
                 // A guest that never pauses must not keep its thread from the other guests.
                 consume_budget().await;
             }
-            if !completions.is_empty() {
-                completions.send().await?;
-            }
+            steps.clear();
             self.tell_changes(&channel).await?;
         }
     }
@@ -65,14 +82,14 @@ impl StorageSession {
     fn start(
         &mut self,
         request: Request,
+        step: &Step,
         channel: &Channel,
         completions: &mut Completions,
     ) -> Result<(), ChannelError> {
         if !request.wants_completion() {
             return Err(ChannelError::Protocol("a storage request that wants no answer".to_owned()));
         }
-        let step = self.vstor.handle(request.payload());
-        match step.map_err(|fault| ChannelError::Protocol(fault.to_string()))? {
+        match *step {
             Step::Execute(srb) => match self.execute(&request, &srb) {
                 Execution::Done(outcome) => {
                     completions.push(request, self.vstor.completion(&srb, &outcome).as_bytes())

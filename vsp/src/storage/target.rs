@@ -122,6 +122,16 @@ impl Target {
         }
     }
 
+    /// Tells a disk of a read that is about to be executed.
+    #[inline]
+    pub fn expect(&self, srb: &Srb) {
+        if let Some(attached) = self.find(srb.address())
+            && let Ok(Ok(Command::Read(blocks))) = srb.cdb().map(Command::parse)
+        {
+            attached.lun.expect(&blocks);
+        }
+    }
+
     /// Resets the disk at `address`; `false` if there is none.
     pub fn reset(&self, address: Address) -> bool {
         self.find(address).map(|attached| attached.nexus.reset()).is_some()

@@ -87,6 +87,10 @@ impl Backend for Memory {
         self.geometry
     }
 
+    fn will_read(&self, offset: u64) {
+        self.bytes.prefetch(place(offset), 4096);
+    }
+
     fn try_read(&self, offset: u64, into: &GuestPages) -> Option<io::Result<()>> {
         Some(into.copy_from(0, &self.bytes, place(offset), into.len()).map_err(beyond_end))
     }

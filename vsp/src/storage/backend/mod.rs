@@ -94,6 +94,12 @@ pub trait Backend: Send + Sync + 'static {
         Identity::made_up()
     }
 
+    /// Hint that a read from `offset` comes soon, for backends that can fetch ahead at next to no cost. Nothing is
+    /// known of the offset.
+    fn will_read(&self, offset: u64) {
+        let _ = offset;
+    }
+
     /// Reads `into.len()` bytes from `offset` without blocking, or gives `None`.
     fn try_read(&self, offset: u64, into: &GuestPages) -> Option<io::Result<()>> {
         let _ = (offset, into);

@@ -37,6 +37,14 @@ impl Extent {
 }
 
 impl Lun {
+    /// Tells the backend of a read that is about to be executed, if all is well with it.
+    #[inline]
+    pub(in crate::storage) fn expect(&self, blocks: &BlockRange) {
+        if let Ok(extent) = self.extent(blocks.lba, u64::from(blocks.blocks)) {
+            self.backend.will_read(extent.offset);
+        }
+    }
+
     #[inline]
     pub(super) fn read(self: &Arc<Self>, blocks: &BlockRange, data: Data<'_>) -> Result<Execution, Failure> {
         let (extent, moved) = self.transfer_extent(blocks, &data)?;
