@@ -63,7 +63,7 @@ impl<'a> Case<'a> {
         self
     }
 
-    pub(super) fn to_reach(mut self, goal: Goal) -> Self {
+    pub(super) fn aiming_at(mut self, goal: Goal) -> Self {
         self.goal = goal;
         self
     }
@@ -273,7 +273,7 @@ mod tests {
             vec![vec![Sample::from(10.0), Sample::from(20.0)], vec![Sample::from(30.0), Sample::from(60.0)]];
         let cases = vec![
             Case::new("bare", "ns", |_| Ok(0.0)),
-            Case::new("ours", "ns", |_| Ok(0.0)).beside("bare").to_reach(Goal::TimesAtMost(2.9)),
+            Case::new("ours", "ns", |_| Ok(0.0)).beside("bare").aiming_at(Goal::TimesAtMost(2.9)),
         ];
         let row = row(&cases[1], &samples[1], &cases, &samples).unwrap();
         let times = row.yardstick.unwrap().times;

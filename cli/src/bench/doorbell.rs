@@ -49,15 +49,15 @@ pub(super) fn measure(settings: &Settings) -> Result<()> {
         Case::new(LINES, "ns", lines),
         Case::new("channel, spinning", "ns", |time| channel(&spinning.2, time))
             .beside(LINES)
-            .to_reach(Goal::TimesAtMost(1.3)),
+            .aiming_at(Goal::TimesAtMost(1.3)),
         Case::new(EVENTFD_APART, "ns", |time| eventfd(1, time)),
         Case::new("channel, sleeping, two processors", "ns", |time| channel(&apart.2, time))
             .beside(EVENTFD_APART)
-            .to_reach(Goal::TimesAtMost(1.1)),
+            .aiming_at(Goal::TimesAtMost(1.1)),
         Case::new(EVENTFD_TOGETHER, "ns", |time| eventfd(0, time)),
         Case::new("channel, sleeping, one processor", "ns", |time| channel(&together.2, time))
             .beside(EVENTFD_TOGETHER)
-            .to_reach(Goal::TimesAtMost(1.1)),
+            .aiming_at(Goal::TimesAtMost(1.1)),
     ];
     comparison::run("doorbell", HOW, settings, cases)
 }

@@ -31,11 +31,11 @@ pub(super) fn measure(settings: &Settings) -> Result<()> {
         Case::new("one thread, 64 B, batches of 32", "ns CPU/packet", |time| {
             one_thread::<64>(32, packets(time, 10))
         })
-        .to_reach(Goal::AtMost(10.0)),
+        .aiming_at(Goal::AtMost(10.0)),
         Case::new("one thread, 64 B, one by one", "ns CPU/packet", |time| {
             one_thread::<64>(1, packets(time, 14))
         })
-        .to_reach(Goal::AtMost(14.0)),
+        .aiming_at(Goal::AtMost(14.0)),
         Case::new("one thread, 4 KiB, one by one", "ns CPU/packet", |time| {
             one_thread::<4096>(1, packets(time, 150))
         }),
@@ -44,12 +44,12 @@ pub(super) fn measure(settings: &Settings) -> Result<()> {
             two_threads::<64>(32, packets(time, 20)).map(|rate| rate / 1e6)
         })
         .beside(RTRB)
-        .to_reach(Goal::TimesAtLeast(2.0)),
+        .aiming_at(Goal::TimesAtLeast(2.0)),
         Case::new("two threads, 64 B, one by one", "M/s", |time| {
             two_threads::<64>(1, packets(time, 50)).map(|rate| rate / 1e6)
         })
         .beside(RTRB)
-        .to_reach(Goal::TimesAtLeast(1.0)),
+        .aiming_at(Goal::TimesAtLeast(1.0)),
         Case::new("two threads, 512 B, batches of 32", "M/s", |time| {
             two_threads::<512>(32, packets(time, 60)).map(|rate| rate / 1e6)
         }),
@@ -60,7 +60,7 @@ pub(super) fn measure(settings: &Settings) -> Result<()> {
             two_threads::<4096>(1, packets(time, 250)).map(|rate| rate * 4096.0 / 1e9)
         })
         .beside(COPIES_4K)
-        .to_reach(Goal::TimesAtLeast(0.7)),
+        .aiming_at(Goal::TimesAtLeast(0.7)),
         Case::new(COPIES_64K, "GB/s", |time| {
             plain_copies::<65536>(packets(time, 4000)).map(|rate| rate * 65536.0 / 1e9)
         }),
@@ -68,7 +68,7 @@ pub(super) fn measure(settings: &Settings) -> Result<()> {
             two_threads::<65536>(1, packets(time, 4000)).map(|rate| rate * 65536.0 / 1e9)
         })
         .beside(COPIES_64K)
-        .to_reach(Goal::TimesAtLeast(0.7)),
+        .aiming_at(Goal::TimesAtLeast(0.7)),
     ];
     comparison::run("ring", HOW, settings, cases)
 }

@@ -65,18 +65,18 @@ pub(super) fn measure(arguments: &Arguments) -> Result<()> {
     let cases = vec![
         Case::new(PREAD, "k/s", |time| pread::<4096>(size, time)),
         Case::new(COPIES_4K, "k/s", |time| copies(size, 4096, time)),
-        Case::new("4 KiB, depth 1", "k IOPS", reads(4096, 1)).beside(PREAD).to_reach(Goal::AtLeast(250.0)),
+        Case::new("4 KiB, depth 1", "k IOPS", reads(4096, 1)).beside(PREAD).aiming_at(Goal::AtLeast(250.0)),
         Case::new("4 KiB, depth 32", "k IOPS", reads(4096, 32))
             .beside(COPIES_4K)
-            .to_reach(Goal::AtLeast(1500.0)),
+            .aiming_at(Goal::AtLeast(1500.0)),
         Case::new("4 KiB, depth 128", "k IOPS", reads(4096, 128)).beside(COPIES_4K),
         Case::new("4 KiB, depth 32, async", "k IOPS", |time| tasks.read(4096, 32, time)),
         Case::new("4 KiB, depth 32, never spinning", "k IOPS", |time| sleeping.read(4096, 32, time))
-            .to_reach(Goal::ColumnAtMost(CPU, 0.6)),
+            .aiming_at(Goal::ColumnAtMost(CPU, 0.6)),
         Case::new("4 KiB, depth 32, never spinning, one processor", "k IOPS", |time| {
             sharing.read(4096, 32, time)
         })
-        .to_reach(Goal::ColumnAtMost(CPU, 0.6)),
+        .aiming_at(Goal::ColumnAtMost(CPU, 0.6)),
         Case::new(COPIES_64K, "k/s", |time| copies(size, 65536, time)),
         Case::new("64 KiB, depth 32", "k IOPS", reads(65536, 32)).beside(COPIES_64K),
     ];
