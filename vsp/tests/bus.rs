@@ -15,7 +15,7 @@ use vmbus_core::storage::{
     Address, DataDirection, Notice, Outcome, Packet, Request, SCSI_CLASS, Srb, SrbStatus, Version,
 };
 use vmbus_partition::{GuestOptions, local};
-use vmbus_vsp::storage::{Lun, Memory, StorageController};
+use vmbus_vsp::storage::{Limits, Lun, Memory, StorageController};
 use world::{DISK, Troubled};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -101,6 +101,21 @@ async fn bytes_cross_the_bus_and_come_back() {
     let absent = Command::Read(BlockRange::new(0, 1));
     let nobody = driver.send(Address { lun: 1, ..DISK }, absent, Some(driver.buffer.range(..512))).await;
     assert_eq!(outcome(nobody).await.srb_status, SrbStatus::INVALID_LUN);
+}
+
+#[tokio::test]
+async fn a_transfer_beyond_what_guests_were_told_is_refused() {
+    let root = Root::builder().build();
+    let limits = Limits { max_transfer: 64 << 10, ..Limits::default() };
+    let controller =
+        StorageController::new("disk").limits(limits).lun(0, Lun::new(Memory::new(1 << 20).unwrap()));
+    root.offer(controller).unwrap();
+    let guest = join(&root, "alice").await;
+    let driver = Driver::open(&guest).await.unwrap();
+    assert_eq!(driver.write(0, &pattern(64 << 10)).await, Outcome::success(64 << 10));
+    let refused = driver.write(0, &pattern((64 << 10) + 512)).await;
+    assert_eq!(refused.sense, Some(Sense::INVALID_FIELD_IN_CDB));
+    assert_eq!(driver.write(0, &pattern(512)).await, Outcome::success(512));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -115,6 +115,10 @@ impl StorageSession {
 
     #[inline]
     fn execute(&self, request: &Request, srb: &Srb) -> Execution {
+        // A longer one would keep this thread from everybody else for as long as its copy takes.
+        if srb.data_transfer_length.get() > self.vstor.max_transfer() {
+            return Execution::Done(Failure::InvalidField.outcome());
+        }
         let data = match request.ranges() {
             [] => None,
             [pages] => Some(pages),

@@ -101,6 +101,12 @@ impl Vstor {
         Self { limits, state: State::Begin, sub_channels: 0 }
     }
 
+    /// Longest transfer of one command in bytes, as guests were told.
+    #[inline]
+    pub fn max_transfer(&self) -> u32 {
+        self.limits.max_transfer
+    }
+
     /// What may come next.
     pub fn state(&self) -> State {
         self.state
