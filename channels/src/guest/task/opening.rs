@@ -1,0 +1,217 @@
+//! Channels of a guest, from open to close.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use vmbus_core::PAGE_SIZE;
+use vmbus_core::client::{self, Failure};
+use vmbus_core::message::UserDefined;
+use vmbus_core::pages::PageRanges;
+use vmbus_core::status::Status;
+
+use super::super::ROOT_DOMAIN;
+use super::{Command, OpenChannel, RefusedOpen, Ring, Task};
+use crate::areas;
+use crate::channel::{Channel, Core, Limits, Side, Wait};
+use crate::error::{Error, Refusal};
+
+/// How long a refusal's reason may come after the refusal itself: they travel on two ways.
+const REASON_DELAY: Duration = Duration::from_millis(50);
+/// Completions that a guest sends are short, and requests of a host few.
+const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
+
+impl Task {
+    pub(super) fn begin_open(
+        &mut self,
+        relid: u32,
+        ring_pages: usize,
+        user_data: UserDefined,
+        reply: oneshot::Sender<Result<Channel, Error>>,
+    ) -> Result<(), (Error, oneshot::Sender<Result<Channel, Error>>)> {
+        let downstream = ring_pages + 1;
+        let bytes = 2 * downstream * PAGE_SIZE;
+        if self.channels.contains_key(&relid) {
+            return Err((Error::Refused(Refusal::new("this guest has the channel open already")), reply));
+        }
+        let Ok(pages) = self.end.allocate(ROOT_DOMAIN, bytes) else {
+            return Err((Error::OutOfSharedMemory { wanted: bytes }, reply));
+        };
+        // Both control pages start out as zeros, whatever the pages were before.
+        pages.mapping().fill_zero(0, PAGE_SIZE);
+        pages.mapping().fill_zero(downstream * PAGE_SIZE, PAGE_SIZE);
+        let list = match u32::try_from(bytes).map(|bytes| PageRanges::single(0, bytes, pages.pfns())) {
+            Ok(Ok(list)) => list,
+            Ok(Err(_)) | Err(_) => return Err((Error::OutOfSharedMemory { wanted: bytes }, reply)),
+        };
+        match self.client.create_gpadl(relid, &list) {
+            Ok(gpadl) => {
+                let channel = OpenChannel {
+                    pages: Some(pages),
+                    gpadl,
+                    open_id: 0,
+                    area: self.areas.take(),
+                    downstream,
+                    user_data,
+                    reply: Some(reply),
+                    core: None,
+                };
+                self.channels.insert(relid, channel);
+                Ok(())
+            }
+            Err(_) => Err((Error::Rescinded, reply)),
+        }
+    }
+
+    pub(super) fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
+        let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else {
+            return;
+        };
+        let request = client::OpenRequest {
+            ring_gpadl: gpadl,
+            downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
+            target_vp: channel.area,
+            user_data: channel.user_data,
+            signals: None,
+        };
+        let opening = match result {
+            Ok(()) => self.client.open(relid, request).map_err(|_| Failure::Rescinded),
+            Err(failure) => Err(failure),
+        };
+        match opening {
+            Ok(open_id) => {
+                if let Some(channel) = self.channels.get_mut(&relid) {
+                    channel.open_id = open_id;
+                }
+            }
+            Err(failure) => self.open_failed(relid, failure),
+        }
+    }
+
+    pub(super) fn opened(&mut self, relid: u32, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            return self.open_failed(relid, failure);
+        }
+        match self.build(relid) {
+            Ok((channel, reply)) => {
+                // Nobody waits any more: the channel closes with its handle.
+                let _ = reply.send(Ok(channel));
+            }
+            Err(error) => {
+                let _ = self.client.close(relid);
+                self.finish(relid, Some(error));
+            }
+        }
+    }
+
+    pub(super) fn build(
+        &mut self,
+        relid: u32,
+    ) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
+        let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
+        let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
+        let pages = channel.pages.as_ref().ok_or(Error::Rescinded)?;
+        let memory = self.end.memory();
+        let place = |error| Error::Channel(crate::ChannelError::Memory(error));
+        let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
+        let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
+        let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), connection_id, vp: channel.area });
+        let wait = if channel.area == areas::SHARED {
+            let notify = Arc::new(Notify::new());
+            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&notify));
+            Wait::Shared(notify)
+        } else {
+            Wait::own(&side)
+        };
+        let core = Core::new(side, wait, incoming, outgoing, LIMITS)
+            .map_err(|fault| Error::Channel(fault.into()))?;
+        core.set_spin(self.spin);
+        channel.core = Some(Arc::clone(&core));
+        self.reasons.remove(&relid);
+        let reply = channel.reply.take().ok_or(Error::Rescinded)?;
+        let (commands, open_id) = (self.commands.clone(), channel.open_id);
+        let closed = Box::new(move || _ = commands.send(Command::Close { relid, open_id }));
+        Ok((Channel::new(core, Some(closed)), reply))
+    }
+
+    pub(super) fn open_failed(&mut self, relid: u32, failure: Failure) {
+        let error = match failure {
+            Failure::Refused(status) => match self.reasons.remove(&relid) {
+                Some(reason) => Error::Refused(Refusal { status, reason }),
+                None => return self.await_reason(relid, status),
+            },
+            Failure::Denied(status) => Error::Refused(Refusal { status, reason: failure.to_string() }),
+            Failure::Rescinded => Error::Rescinded,
+            Failure::Cancelled | Failure::Disconnected => Error::Disconnected,
+        };
+        self.finish(relid, Some(error));
+    }
+
+    /// Keeps the reason for a refusal that is known or still to come; one for anything else is of no use.
+    pub(super) fn reason(&mut self, relid: u32, reason: String) {
+        let opening = self.channels.get(&relid).is_some_and(|channel| channel.core.is_none());
+        if opening || self.refused.iter().any(|refused| refused.relid == relid) {
+            self.reasons.insert(relid, reason);
+        }
+    }
+
+    pub(super) fn await_reason(&mut self, relid: u32, status: Status) {
+        if let Some(reply) = self.channels.get_mut(&relid).and_then(|channel| channel.reply.take()) {
+            self.refused.push(RefusedOpen { relid, status, reply, until: Instant::now() + REASON_DELAY });
+        }
+        self.finish(relid, None);
+    }
+
+    /// Answers opens that were refused, with the reason if it came in time.
+    pub(super) fn answer_refused(&mut self) {
+        let now = Instant::now();
+        let mut waiting = Vec::new();
+        for refused in self.refused.drain(..) {
+            let reason = match self.reasons.remove(&refused.relid) {
+                Some(reason) => reason,
+                None if now < refused.until => {
+                    waiting.push(refused);
+                    continue;
+                }
+                None => refused.status.to_string(),
+            };
+            let _ = refused.reply.send(Err(Error::Refused(Refusal { status: refused.status, reason })));
+        }
+        self.refused = waiting;
+    }
+
+    pub(super) fn close(&mut self, relid: u32, open_id: u32) {
+        if self
+            .channels
+            .get(&relid)
+            .is_some_and(|channel| channel.open_id == open_id && channel.core.is_some())
+        {
+            let _ = self.client.close(relid);
+            self.finish(relid, None);
+        }
+    }
+
+    /// Lets go of a channel that is not open any more; its memory is free when the host has let go of it, too.
+    pub(super) fn finish(&mut self, relid: u32, error: Option<Error>) {
+        let Some(mut channel) = self.channels.remove(&relid) else { return };
+        if error.is_some() {
+            self.reasons.remove(&relid);
+        }
+        self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
+        self.areas.give_back(channel.area);
+        if let Some(core) = &channel.core {
+            core.close();
+            core.quiesce();
+        }
+        if let (Some(reply), Some(error)) = (channel.reply.take(), error) {
+            let _ = reply.send(Err(error));
+        }
+        // A list that was not created, or went with a rescind, is gone already.
+        if self.client.teardown_gpadl(relid, channel.gpadl).is_ok()
+            && let Some(pages) = channel.pages.take()
+        {
+            self.rings.insert(channel.gpadl, Ring { _pages: pages, _core: channel.core });
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What the protocol's state machine wants done.
+
+use vmbus_core::server::{ServerAction, ServerInput};
+
+use super::Partition;
+use crate::event::Event;
+
+impl Partition {
+    pub(super) fn act(&mut self) {
+        while let Some(action) = self.server.poll_action() {
+            match action {
+                ServerAction::Send { vp, sint, payload } => {
+                    // One that is lost would leave both ends with different ideas of the bus.
+                    if let Err(error) = self.end.deliver(vp, sint, &payload) {
+                        self.undelivered.get_or_insert(error);
+                    }
+                }
+                ServerAction::Ask { id, question } => self.decide(id, &question),
+                ServerAction::Open { relid, device, open } => self.open_channel(relid, device, &open),
+                ServerAction::Close { relid, .. } => self.close_channel(relid),
+                ServerAction::Gpadl { .. } => {}
+                ServerAction::ReleaseGpadl { relid, gpadl, .. } => {
+                    self.server.handle(ServerInput::GpadlReleased { relid, gpadl });
+                }
+                ServerAction::Retarget { relid, vp, .. } => {
+                    if let Some(channel) = self.open.get(&relid) {
+                        channel.core.retarget(vp);
+                    }
+                }
+                ServerAction::Released { device } => self.released(device),
+                ServerAction::Connected(connection) => {
+                    let client = self.client.clone();
+                    self.root.tell(Event::Connected { client, version: connection.version });
+                }
+                ServerAction::MonitorPages(_) => {}
+                ServerAction::Disconnected => {
+                    self.root.tell(Event::Disconnected { client: self.client.clone() });
+                }
+                ServerAction::Connect(request) => {
+                    let result = Err(vmbus_core::status::Status::CONNECTION_REFUSED);
+                    self.server.handle(ServerInput::ConnectResult { request, result });
+                }
+                ServerAction::Fault(fault) => {
+                    if self.is_worth_telling() {
+                        self.root.tell(Event::Fault { client: self.client.clone(), fault });
+                    }
+                }
+            }
+        }
+    }
+}

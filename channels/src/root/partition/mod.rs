@@ -1,0 +1,296 @@
+//! One attached partition: its link, its protocol state machine, its channels.
+//!
+//! One task per partition owns all of this. Sessions run in tasks of their own and report their end here.
+
+mod actions;
+mod deciding;
+mod offering;
+mod opening;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc, oneshot};
+use vmbus_core::server::{DeviceKey, Server, ServerInput};
+use vmbus_partition::{FromGuest, LinkError, RootEnd, reactor};
+
+use super::Inner;
+use super::devices::Device;
+use super::status::{ChannelStatus, PartitionStatus};
+use crate::areas::{self, Areas};
+use crate::channel::{Core, Writes};
+use crate::error::ChannelError;
+use crate::event::Event;
+use crate::provider::Client;
+use crate::sources;
+
+/// Messages taken from the link before actions are carried out.
+const MESSAGES_AT_ONCE: usize = 64;
+/// Commands taken from the inbox of a partition that is busy.
+const COMMANDS_AT_ONCE: usize = 64;
+/// Bytes of a crashed guest's last words.
+const LAST_WORDS: usize = 4096;
+
+/// What others want of a partition's task.
+pub(super) enum Command {
+    /// Devices came or went, or a guest that kept one for itself has left.
+    Reconsider,
+    /// A session is over and nothing of its channel is in use.
+    Ended {
+        relid: u32,
+        device: DeviceKey,
+        result: Result<(), ChannelError>,
+    },
+    Status(oneshot::Sender<PartitionStatus>),
+    Detach,
+}
+
+pub(super) struct Partition {
+    root: Arc<Inner>,
+    end: Arc<dyn RootEnd>,
+    client: Client,
+    server: Server,
+    /// Devices that this partition is offered, by key.
+    offered: HashMap<DeviceKey, Offered>,
+    /// Open channels, by relid.
+    open: HashMap<u32, OpenChannel>,
+    /// Channels that share an event area, by event flag.
+    by_flag: HashMap<u16, Arc<Notify>>,
+    /// Channels of a link without event areas, by connection id.
+    by_connection: HashMap<u32, Arc<Notify>>,
+    areas: Areas,
+    writes: Arc<Writes>,
+    /// Why a message could not be delivered, which ends the partition.
+    undelivered: Option<LinkError>,
+    /// Faults, refusals and crashes so far.
+    faults: u32,
+    commands: mpsc::UnboundedSender<Command>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+}
+
+struct Offered {
+    device: Device,
+    id: u64,
+    area: u32,
+    withdrawn: bool,
+}
+
+struct OpenChannel {
+    core: Arc<Core>,
+    flag: u16,
+    connection_id: u32,
+    /// The server wants to know when the session is over.
+    closing: bool,
+    /// The session is over.
+    ended: bool,
+}
+
+/// What to wait on.
+struct Sources {
+    socket: Option<AsyncFd<OwnedFd>>,
+    bell: Option<AsyncFd<OwnedFd>>,
+    /// The process at the other end of the socket, which others may have inherited.
+    process: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Partition {
+    pub(super) fn new(
+        root: Arc<Inner>,
+        end: Arc<dyn RootEnd>,
+        client: Client,
+        commands: mpsc::UnboundedSender<Command>,
+        inbox: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        Self {
+            server: Server::new(root.config.clone()),
+            offered: HashMap::new(),
+            open: HashMap::new(),
+            by_flag: HashMap::new(),
+            by_connection: HashMap::new(),
+            areas: Areas::new(end.info().workers),
+            writes: Writes::new(&end),
+            undelivered: None,
+            faults: 0,
+            root,
+            end,
+            client,
+            commands,
+            inbox,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let why = match self.sources() {
+            Ok(sources) => match self.serve(&sources).await {
+                Ok(()) => "detached".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        self.writes.end();
+        self.server.handle(ServerInput::Reset);
+        self.act();
+        while !self.open.is_empty() {
+            match self.inbox.recv().await {
+                Some(command) => _ = self.command(command),
+                None => break,
+            }
+            self.act();
+        }
+        for offered in self.offered.values() {
+            offered.device.provider.left(&self.client);
+        }
+        self.root.gone(&self.client, why);
+    }
+
+    fn sources(&self) -> Result<Sources, std::io::Error> {
+        let bell = self.end.worker_bell(areas::SHARED);
+        Ok(Sources {
+            socket: self.end.socket().map(reactor::read_write).transpose()?,
+            bell: bell.map(reactor::readable).transpose()?,
+            process: self.end.peer_process().map(reactor::readable).transpose()?,
+        })
+    }
+
+    /// Serves the partition until it is gone (an error) or we let it go.
+    async fn serve(&mut self, sources: &Sources) -> Result<(), LinkError> {
+        self.reconsider();
+        loop {
+            self.take_signals();
+            let more = self.take_messages()?;
+            self.act();
+            if let Some(error) = self.undelivered.take() {
+                return Err(error);
+            }
+            self.end.flush()?;
+            if self.end.arm(areas::SHARED) || more {
+                // A guest that never pauses must not keep its partition from being asked, changed and let go.
+                for _ in 0..COMMANDS_AT_ONCE {
+                    let Ok(command) = self.inbox.try_recv() else { break };
+                    if self.command(command) {
+                        return Ok(());
+                    }
+                }
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                command = self.inbox.recv() => match command {
+                    Some(command) => {
+                        if self.command(command) {
+                            return Ok(());
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                result = sources::readable(&sources.socket) => result?,
+                result = sources::writable(&sources.socket), if self.end.wants_write() => result?,
+                result = sources::readable(&sources.process) => {
+                    result?;
+                    return Err(LinkError::Gone);
+                }
+                result = sources::readable(&sources.bell) => {
+                    result?;
+                    self.end.clear_bell(areas::SHARED);
+                }
+            }
+        }
+    }
+
+    fn take_signals(&self) {
+        self.end.take_flags(areas::SHARED, &mut |flag| {
+            if let Some(channel) = self.by_flag.get(&flag) {
+                channel.notify_waiters();
+            }
+        });
+    }
+
+    /// Takes what the partition sent, but not for ever: `true` if there may be more.
+    fn take_messages(&mut self) -> Result<bool, LinkError> {
+        for _ in 0..MESSAGES_AT_ONCE {
+            match self.end.receive()? {
+                Some(message) => self.message(message)?,
+                None => return Ok(false),
+            }
+            self.act();
+        }
+        Ok(true)
+    }
+
+    fn message(&mut self, message: FromGuest) -> Result<(), LinkError> {
+        match message {
+            FromGuest::Message { connection_id, message_type: 1, payload, .. } => {
+                self.server.handle(ServerInput::Message { connection_id, payload: &payload });
+            }
+            // No other message type belongs to the bus.
+            FromGuest::Message { .. } | FromGuest::Msr { .. } | FromGuest::MemoryChanged => {}
+            FromGuest::Signal { connection_id, .. } => {
+                if let Some(channel) = self.by_connection.get(&connection_id) {
+                    channel.notify_waiters();
+                }
+            }
+            FromGuest::Reset => self.server.handle(ServerInput::Reset),
+            FromGuest::Crash { parameters, .. } => {
+                if self.is_worth_telling() {
+                    let message = self.last_words(&parameters);
+                    self.root.tell(Event::Crashed { client: self.client.clone(), message });
+                }
+            }
+            FromGuest::Pong { arg } => self.writes.pong(arg),
+            FromGuest::HungUp => return Err(LinkError::Gone),
+        }
+        Ok(())
+    }
+
+    /// What Linux leaves behind: address and length of its last words.
+    fn last_words(&self, &[_, _, _, gpa, len]: &[u64; 5]) -> String {
+        let mut words = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(LAST_WORDS)];
+        match self.end.memory().span(gpa, words.len()).and_then(|pages| pages.read(0, &mut words)) {
+            // For terminals, too: nothing that would move a cursor there.
+            Ok(()) => {
+                String::from_utf8_lossy(&words).replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
+            }
+            Err(_) => String::new(),
+        }
+    }
+
+    /// `true`: let the partition go.
+    fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Reconsider => self.reconsider(),
+            Command::Ended { relid, device, result } => self.ended(relid, device, result),
+            Command::Status(reply) => _ = reply.send(self.status()),
+            Command::Detach => return true,
+        }
+        false
+    }
+
+    fn status(&self) -> PartitionStatus {
+        let channels = self.server.channels().map(|channel| ChannelStatus {
+            relid: channel.relid,
+            device: self
+                .offered
+                .get(&channel.device)
+                .map(|offered| offered.device.offer.name.clone())
+                .unwrap_or_default(),
+            instance: channel.instance.to_string(),
+            subchannel_index: channel.subchannel_index,
+            state: channel.state.to_string(),
+        });
+        let usage = self.server.usage();
+        PartitionStatus {
+            id: self.client.id,
+            name: self.client.name.to_string(),
+            extended: self.end.info().extended,
+            pid: self.client.credentials.map(|credentials| credentials.pid),
+            version: self.server.connection().map(|connection| connection.version.to_string()),
+            memory: self.end.memory().size(),
+            gpadls: usage.gpadls,
+            pages: usage.pages,
+            channels: channels.collect(),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Channels of one partition, from open to close.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use tokio::sync::Notify;
+use vmbus_core::Version;
+use vmbus_core::server::{DeviceKey, Open, ServerInput};
+use vmbus_partition::RefusedWhat;
+use vmbus_ringbuf::RingMemory;
+
+use super::{Command, OpenChannel, Partition};
+use crate::areas;
+use crate::channel::{Channel, Core, Limits, Side, Wait};
+use crate::error::{ChannelError, Refusal};
+use crate::event::Event;
+use crate::provider::OpenRequest;
+
+impl Partition {
+    pub(super) fn open_channel(&mut self, relid: u32, device: DeviceKey, open: &Open) {
+        let result = self.try_open(relid, device, open).map_err(|refusal| {
+            self.refuse(RefusedWhat::Open(relid), format!("opening channel {relid}"), &refusal);
+            refusal.status
+        });
+        self.server.handle(ServerInput::Opened { relid, result });
+    }
+
+    pub(super) fn try_open(&mut self, relid: u32, key: DeviceKey, open: &Open) -> Result<(), Refusal> {
+        let Some(offered) = self.offered.get(&key) else { return Err(Refusal::new("the device is gone")) };
+        let device = offered.device.clone();
+        // A guest that is told no connection id of its own signals where all such guests do.
+        let connected = self.server.connection();
+        let area = if connected.is_some_and(|now| now.version == Version::V1) {
+            areas::SHARED
+        } else {
+            offered.area
+        };
+        let memory = self.end.memory();
+        let refuse = |error: &dyn std::fmt::Display| Refusal::new(error.to_string());
+        let pages = open.ring.whole_pages().ok_or_else(|| Refusal::new("the rings are not whole pages"))?;
+        let downstream = open.downstream_page as usize;
+        let incoming = memory.ring(pages.clone().take(downstream)).map_err(|error| refuse(&error))?;
+        let outgoing = memory.ring(pages.skip(downstream)).map_err(|error| refuse(&error))?;
+        let request = OpenRequest {
+            subchannel_index: 0,
+            incoming_bytes: incoming.data_size(),
+            outgoing_bytes: outgoing.data_size(),
+            target_vp: open.target_vp,
+            user_data: open.user_data,
+        };
+        let start = device.provider.open(&self.client, &request)?;
+
+        let side = Arc::new(Side::Root {
+            end: Arc::clone(&self.end),
+            vp: AtomicU32::new(open.target_vp),
+            flag: open.event_flag,
+            worker: area,
+            writes: Arc::clone(&self.writes),
+        });
+        let shared = (area == areas::SHARED).then(|| Arc::new(Notify::new()));
+        let wait = shared.clone().map_or_else(|| Wait::own(&side), Wait::Shared);
+        let limits =
+            Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
+        let core = Core::new(side, wait, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
+        let flag = u16::try_from(relid).unwrap_or(0);
+        if let Some(notify) = shared {
+            self.by_flag.insert(flag, Arc::clone(&notify));
+            self.by_connection.insert(open.connection_id, notify);
+        }
+        core.set_spin(self.root.spin);
+
+        let served = start(Channel::new(Arc::clone(&core), None));
+        let (ended, channel) = (self.commands.clone(), Arc::clone(&core));
+        tokio::spawn(async move {
+            let result = match tokio::spawn(served).await {
+                Ok(result) => result,
+                Err(_) => Err(ChannelError::Device("the session panicked".into())),
+            };
+            channel.close();
+            channel.landed().await;
+            let _ = ended.send(Command::Ended { relid, device: key, result });
+        });
+        let connection_id = open.connection_id;
+        self.open.insert(relid, OpenChannel { core, flag, connection_id, closing: false, ended: false });
+        self.root.tell(Event::Opened {
+            client: self.client.clone(),
+            device: device.offer.name.clone(),
+            relid,
+        });
+        Ok(())
+    }
+
+    pub(super) fn close_channel(&mut self, relid: u32) {
+        match self.open.get_mut(&relid) {
+            Some(channel) if !channel.ended => {
+                channel.closing = true;
+                channel.core.close();
+            }
+            Some(_) => {
+                self.open.remove(&relid);
+                self.server.handle(ServerInput::Closed { relid });
+            }
+            None => self.server.handle(ServerInput::Closed { relid }),
+        }
+    }
+
+    pub(super) fn ended(&mut self, relid: u32, device: DeviceKey, result: Result<(), ChannelError>) {
+        let Some(channel) = self.open.get_mut(&relid) else { return };
+        self.by_flag.remove(&channel.flag);
+        self.by_connection.remove(&channel.connection_id);
+        channel.ended = true;
+        let asked_for = channel.closing;
+        let name =
+            self.offered.get(&device).map(|offered| offered.device.offer.name.clone()).unwrap_or_default();
+        let error = match result {
+            Ok(()) | Err(ChannelError::Closed) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        self.root.tell(Event::Closed { client: self.client.clone(), device: name, relid, error });
+        if asked_for {
+            self.open.remove(&relid);
+            self.server.handle(ServerInput::Closed { relid });
+        } else {
+            // The device left on its own: the guest is told, and may have it again afterwards.
+            self.server.handle(ServerInput::Rescind { device });
+        }
+    }
+}
