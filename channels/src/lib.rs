@@ -33,7 +33,7 @@ pub use buffer::{Buffer, BufferRange};
 pub use channel::{BlockingChannel, Channel, Completions, Pending, Reply, Request, Tagged};
 pub use error::{ChannelError, Error, Refusal};
 pub use event::Event;
-pub use guest::{Device, Guest, GuestBuilder, OfferedDevice};
+pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions};
 pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
 pub use provider::{Client, OpenRequest, Provider, Session};

@@ -1,5 +1,6 @@
 //! A guest of a bus: a process that attaches to a root, sees devices and opens them.
 
+mod open_options;
 mod task;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use vmbus_core::message::UserDefined;
 use vmbus_core::{Guid, Version};
 use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
+pub use self::open_options::OpenOptions;
 use self::task::{Command, Task};
 use crate::buffer::Buffer;
 use crate::channel::Channel;
@@ -246,22 +248,18 @@ impl Guest {
     /// [`Error::NotOffered`]; [`Error::Refused`] with the root's or the device's reason; [`Error::Rescinded`];
     /// [`Error::OutOfSharedMemory`]; [`Error::Disconnected`].
     pub async fn open(&self, device: Device) -> Result<Channel, Error> {
-        self.open_with(device, self.inner.ring_pages, UserDefined::default()).await
+        self.open_with(device, OpenOptions::new()).await
     }
 
-    /// [`open`](Self::open) with rings of `ring_pages` data pages each and bytes for the device protocol.
+    /// [`open`](Self::open) in another way than the usual.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn open_with(
-        &self,
-        device: Device,
-        ring_pages: usize,
-        user_data: UserDefined,
-    ) -> Result<Channel, Error> {
+    pub async fn open_with(&self, device: Device, mut options: OpenOptions) -> Result<Channel, Error> {
         let offered = self.find(device, true).await?;
+        options.ring_pages.get_or_insert(self.inner.ring_pages);
         let (reply, answer) = oneshot::channel();
-        let command = Command::Open { relid: offered.relid, ring_pages, user_data, reply };
+        let command = Command::Open { relid: offered.relid, options: Box::new(options), reply };
         self.inner.commands.send(command).map_err(|_| Error::Disconnected)?;
         answer.await.map_err(|_| Error::Disconnected)?
     }

@@ -10,11 +10,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use vmbus_core::Version;
 use vmbus_core::client::{Client, ClientAction, ClientConfig, OfferInfo};
-use vmbus_core::message::UserDefined;
 use vmbus_core::status::{HvStatus, Status};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
 
-use super::{OfferedDevice, Offers};
+use super::{OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core};
 use crate::error::{Error, Refusal};
@@ -30,12 +29,14 @@ const CHANNEL_CONNECTION: u32 = 0x2000;
 pub(super) enum Command {
     Open {
         relid: u32,
-        ring_pages: usize,
-        user_data: UserDefined,
+        options: Box<OpenOptions>,
         reply: oneshot::Sender<Result<Channel, Error>>,
     },
     /// The last handle of a channel is gone.
-    Close { relid: u32, open_id: u32 },
+    Close {
+        relid: u32,
+        open_id: u32,
+    },
     /// The last handle of the guest is gone.
     Leave,
 }
@@ -72,7 +73,7 @@ struct OpenChannel {
     open_id: u32,
     area: u32,
     downstream: usize,
-    user_data: UserDefined,
+    options: OpenOptions,
     reply: Option<oneshot::Sender<Result<Channel, Error>>>,
     core: Option<Arc<Core>>,
 }
@@ -228,8 +229,8 @@ impl Task {
     /// `false`: leave the bus.
     fn command(&mut self, command: Command) -> bool {
         match command {
-            Command::Open { relid, ring_pages, user_data, reply } => {
-                if let Err((error, reply)) = self.begin_open(relid, ring_pages, user_data, reply) {
+            Command::Open { relid, options, reply } => {
+                if let Err((error, reply)) = self.begin_open(relid, *options, reply) {
                     let _ = reply.send(Err(error));
                 }
             }

@@ -7,11 +7,10 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use vmbus_core::PAGE_SIZE;
 use vmbus_core::client::{self, Failure};
-use vmbus_core::message::UserDefined;
 use vmbus_core::pages::PageRanges;
 use vmbus_core::status::Status;
 
-use super::super::ROOT_DOMAIN;
+use super::super::{OpenOptions, ROOT_DOMAIN};
 use super::{Command, OpenChannel, RefusedOpen, Ring, Task};
 use crate::areas;
 use crate::channel::{Channel, Core, Limits, Side, Wait};
@@ -26,11 +25,10 @@ impl Task {
     pub(super) fn begin_open(
         &mut self,
         relid: u32,
-        ring_pages: usize,
-        user_data: UserDefined,
+        options: OpenOptions,
         reply: oneshot::Sender<Result<Channel, Error>>,
     ) -> Result<(), (Error, oneshot::Sender<Result<Channel, Error>>)> {
-        let downstream = ring_pages + 1;
+        let downstream = options.ring_pages.unwrap_or(1) + 1;
         let bytes = 2 * downstream * PAGE_SIZE;
         if self.channels.contains_key(&relid) {
             return Err((Error::Refused(Refusal::new("this guest has the channel open already")), reply));
@@ -53,7 +51,7 @@ impl Task {
                     open_id: 0,
                     area: self.areas.take(),
                     downstream,
-                    user_data,
+                    options,
                     reply: Some(reply),
                     core: None,
                 };
@@ -72,7 +70,7 @@ impl Task {
             ring_gpadl: gpadl,
             downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
             target_vp: channel.area,
-            user_data: channel.user_data,
+            user_data: channel.options.user_data,
             signals: None,
         };
         let opening = match result {
