@@ -62,6 +62,10 @@ pub struct Connection {
     pub features: FeatureFlags,
     /// Connection that messages are posted to.
     pub message_connection_id: u32,
+    /// Guest-physical address of the interrupt page, before 5.0 if we have one.
+    pub interrupt_page: Option<u64>,
+    /// The monitor pages: ours, or the host's where it names them.
+    pub monitor_pages: Option<MonitorPages>,
 }
 
 /// Why no connection came to be.
@@ -99,7 +103,8 @@ pub(super) enum State {
     Connected {
         connection: Connection,
         offers: Offers,
-        modifying: bool,
+        /// Monitor pages that the host was told and has not accepted.
+        modifying: Option<Option<MonitorPages>>,
         pause: Pausing,
         held: Held,
     },
@@ -245,11 +250,24 @@ impl Client {
         }
         let granted = FeatureFlags::from_bits_retain(response.features.get());
         let features = self.features_for(version) & granted;
-        let connection = Connection { version, features, message_connection_id };
+        let mut monitor_pages = self.config.monitor_pages;
+        if features.contains(FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES) {
+            let child_to_parent = response.child_to_parent_monitor.get();
+            if child_to_parent == 0 {
+                self.fault(Fault::BadVersionResponse { version, what: "no monitor page for us to write" });
+                return self.try_lower(version, lowest);
+            }
+            let parent_to_child = response.parent_to_child_monitor.get();
+            monitor_pages = Some(MonitorPages { parent_to_child, child_to_parent });
+        }
+        let interrupt_page = (!version.is_multi_client() && self.config.interrupt_page != 0)
+            .then_some(self.config.interrupt_page);
+        let connection =
+            Connection { version, features, message_connection_id, interrupt_page, monitor_pages };
         self.connection = State::Connected {
             connection,
             offers: Offers::NotRequested,
-            modifying: false,
+            modifying: None,
             pause: Pausing::No,
             held: Held::default(),
         };
@@ -331,7 +349,7 @@ impl Client {
 
     /// Forgets a connection; whatever was under way ends.
     fn end(&mut self) {
-        let modifying = matches!(self.connection, State::Connected { modifying: true, .. });
+        let modifying = matches!(self.connection, State::Connected { modifying: Some(_), .. });
         self.connection = State::Disconnected;
         self.questions.clear();
         self.end_channels();
@@ -375,22 +393,33 @@ impl Client {
         };
         self.negotiated(&message.into())?;
         if let State::Connected { modifying, .. } = &mut self.connection {
-            if *modifying {
+            if modifying.is_some() {
                 return Err(ClientError::Connection("monitor pages are being modified"));
             }
-            *modifying = true;
+            *modifying = Some(pages);
         }
         self.post(message);
         Ok(())
     }
 
     pub(super) fn connection_modified(&mut self, response: &ModifyConnectionResponse) {
-        let State::Connected { modifying: modifying @ true, .. } = &mut self.connection else {
-            return self.fault(Fault::Unexpected { message: "MODIFY_CONNECTION_RESPONSE" });
+        let (connection, pages) = match &mut self.connection {
+            State::Connected { connection, modifying: modifying @ Some(_), .. } => {
+                (connection, modifying.take().flatten())
+            }
+            State::Connected { modifying: None, .. }
+            | State::Disconnected
+            | State::Asking { .. }
+            | State::Contacting { .. }
+            | State::Unloading => {
+                return self.fault(Fault::Unexpected { message: "MODIFY_CONNECTION_RESPONSE" });
+            }
         };
-        *modifying = false;
         let result = match response.connection_state {
-            0 => Ok(()),
+            0 => {
+                connection.monitor_pages = pages;
+                Ok(())
+            }
             _ => Err(Failure::Refused(Status::FAILURE)),
         };
         self.act(ClientAction::MonitorPagesModified(result));

@@ -6,7 +6,9 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
+use super::monitor::{Monitor, Monitors};
 use super::relids::Relids;
 use super::{AskId, DeviceKey, OfferParams};
 use crate::Guid;
@@ -30,6 +32,8 @@ pub struct Open {
     pub event_flag: u16,
     /// Connection on which the guest will signal: the offered one unless the guest chose another for this open.
     pub connection_id: u32,
+    /// Where the guest may signal instead, in the monitor pages.
+    pub monitor: Option<Monitor>,
     /// Meaning by device protocol.
     pub user_data: UserDefined,
 }
@@ -49,6 +53,10 @@ pub struct ChannelInfo {
     pub class: Guid,
     /// The device.
     pub instance: Guid,
+    /// The primary channel's device, of a sub-channel that names it.
+    pub primary: Option<DeviceKey>,
+    /// Its place in the monitor pages, if it has one at present.
+    pub monitor: Option<Monitor>,
 }
 
 /// State of a channel, as the specification names it.
@@ -140,6 +148,8 @@ impl Serving {
 pub(super) struct Channel {
     pub(super) offer: OfferParams,
     pub(super) relid: Option<u32>,
+    /// Monitor id; only together with a channel id.
+    monitor: Option<u8>,
     pub(super) shown: Shown,
     /// The host took the device back. Not while it is [`Shown::Offered`], [`Shown::Proposed`] or [`Shown::Returning`].
     pub(super) withdrawn: bool,
@@ -153,6 +163,7 @@ impl Channel {
         Self {
             offer,
             relid: None,
+            monitor: None,
             shown: Shown::Hidden,
             withdrawn: false,
             serving: Serving::Idle,
@@ -163,6 +174,11 @@ impl Channel {
     /// Whether the device uses nothing of the guest's and was not asked to.
     pub(super) fn is_settled(&self) -> bool {
         matches!(self.serving, Serving::Idle) && self.lists_with_device == 0
+    }
+
+    /// Whether another channel may name this one as its primary.
+    pub(super) fn may_have_subchannels(&self) -> bool {
+        !self.withdrawn && self.offer.primary.is_none()
     }
 
     /// The page list of the rings, from the moment of the request until the device has closed.
@@ -207,7 +223,14 @@ impl Channel {
             state: self.state(),
             class: self.offer.class,
             instance: self.offer.instance,
+            primary: self.offer.primary,
+            monitor: self.monitor(),
         }
+    }
+
+    pub(super) fn monitor(&self) -> Option<Monitor> {
+        let (id, latency) = (self.monitor?, self.offer.monitor_latency?);
+        Some(Monitor { id, latency })
     }
 }
 
@@ -216,6 +239,9 @@ impl Channel {
 pub(super) struct Channels {
     by_device: BTreeMap<DeviceKey, Channel>,
     relids: Relids,
+    monitors: Monitors,
+    /// Sub-channels by primary.
+    subchannels: BTreeSet<(DeviceKey, DeviceKey)>,
     /// Devices that the guest may see and for which no id is free.
     waiting: BTreeSet<DeviceKey>,
     /// Channels whose device was told to open and has not closed.
@@ -240,12 +266,38 @@ impl Channels {
         self.relids.owner(relid)
     }
 
-    pub(super) fn insert(&mut self, device: DeviceKey, channel: Channel) {
-        self.by_device.insert(device, channel);
+    pub(super) fn insert(&mut self, device: DeviceKey, offer: OfferParams) {
+        self.by_device.insert(device, Channel::new(offer));
+        self.note_primary(device, offer.primary, true);
     }
 
     pub(super) fn remove(&mut self, device: DeviceKey) {
-        self.by_device.remove(&device);
+        if let Some(channel) = self.by_device.remove(&device) {
+            self.note_primary(device, channel.offer.primary, false);
+        }
+    }
+
+    /// A device that was withdrawn is back with another offer.
+    pub(super) fn offer_again(&mut self, device: DeviceKey, offer: OfferParams) {
+        let Some(channel) = self.by_device.get_mut(&device) else { return };
+        channel.withdrawn = false;
+        let before = core::mem::replace(&mut channel.offer, offer);
+        self.note_primary(device, before.primary, false);
+        self.note_primary(device, offer.primary, true);
+    }
+
+    fn note_primary(&mut self, device: DeviceKey, primary: Option<DeviceKey>, offered: bool) {
+        match primary {
+            Some(primary) if offered => self.subchannels.insert((primary, device)),
+            Some(primary) => self.subchannels.remove(&(primary, device)),
+            None => false,
+        };
+    }
+
+    /// The sub-channels that name this device as their primary, rescinded ones included.
+    pub(super) fn subchannels(&self, primary: DeviceKey) -> Vec<DeviceKey> {
+        let all = (primary, DeviceKey(0))..=(primary, DeviceKey(u64::MAX));
+        self.subchannels.range(all).map(|(_, device)| *device).collect()
     }
 
     pub(super) fn is_hidden(&self, device: DeviceKey) -> bool {
@@ -278,13 +330,28 @@ impl Channels {
         channel.relid
     }
 
-    /// Whether there was an id to free.
-    pub(super) fn free_relid(&mut self, device: DeviceKey) -> bool {
-        let relid = self.by_device.get_mut(&device).and_then(|channel| channel.relid.take());
-        if let Some(relid) = relid {
-            self.relids.free(relid);
+    /// The monitor id that the channel has or, if its offer asks for one and the guest has pages, a new one.
+    pub(super) fn assign_monitor(&mut self, device: DeviceKey, guest_has_pages: bool) -> Option<u8> {
+        let channel = self.by_device.get_mut(&device)?;
+        if channel.offer.monitor_latency.is_none() || !guest_has_pages {
+            if let Some(monitor) = channel.monitor.take() {
+                self.monitors.free(monitor);
+            }
+        } else if channel.monitor.is_none() {
+            channel.monitor = self.monitors.allocate();
         }
-        relid.is_some()
+        channel.monitor
+    }
+
+    /// Frees the channel's id and its monitor. Whether there was an id to free.
+    pub(super) fn free_relid(&mut self, device: DeviceKey) -> bool {
+        let Some(channel) = self.by_device.get_mut(&device) else { return false };
+        if let Some(monitor) = channel.monitor.take() {
+            self.monitors.free(monitor);
+        }
+        let Some(relid) = channel.relid.take() else { return false };
+        self.relids.free(relid);
+        true
     }
 
     /// Lets ids begin anew; none may be in use.

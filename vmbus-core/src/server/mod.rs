@@ -17,6 +17,7 @@ mod contact;
 mod fault;
 mod gpadl;
 mod hvsock;
+mod monitor;
 mod offer;
 mod opening;
 mod question;
@@ -30,6 +31,7 @@ pub use config::{Quota, Quotas, ServerConfig, Usage};
 pub use connection::{Connection, MonitorPages};
 pub use fault::{Fault, Whose};
 pub use hvsock::ConnectRequest;
+pub use monitor::Monitor;
 pub use offer::OfferParams;
 pub use question::{Answer, AskId, Question};
 

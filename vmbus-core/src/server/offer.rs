@@ -15,8 +15,6 @@ use crate::{FeatureFlags, Guid, Version};
 
 /// No monitor is allocated.
 const NO_MONITOR: u8 = 0xff;
-/// Number of monitor ids.
-const MONITORS: u8 = 128;
 /// The part of a default connection id that says "a channel of the bus" (the bus's interrupt source, 2, shifted by 12).
 const CHANNEL_CONNECTION: u32 = 0x2000;
 
@@ -37,8 +35,11 @@ pub struct OfferParams {
     pub user_defined: UserDefined,
     /// 0 for the primary channel. Guests before Win8 are not shown others.
     pub subchannel_index: u16,
-    /// Monitor id, 0 to 127.
-    pub monitor: Option<u8>,
+    /// The device whose sub-channel this is. A sub-channel that names its primary is rescinded with it and before it,
+    /// and when the primary closes or its connection ends: then [`ServerAction::Released`] comes unasked.
+    pub primary: Option<DeviceKey>,
+    /// Asks that the guest may signal through its monitor pages, with at most this delay in units of 100 ns.
+    pub monitor_latency: Option<u16>,
     /// Connection id for the guest's signals, 24 bits, unique; `None` for 0x2000 + channel id + worker × 65536.
     pub connection_id: Option<u32>,
     /// The worker that the default connection id names.
@@ -56,7 +57,13 @@ impl OfferParams {
         self.connection_id.unwrap_or(CHANNEL_CONNECTION + relid + (u32::from(self.worker) << 16))
     }
 
-    fn message(&self, relid: u32, version: Version, features: FeatureFlags) -> OfferChannel {
+    fn message(
+        &self,
+        relid: u32,
+        monitor: Option<u8>,
+        version: Version,
+        features: FeatureFlags,
+    ) -> OfferChannel {
         let mut known = OfferFlags::ENUMERATE_DEVICE_INTERFACE | OfferFlags::NAMED_PIPE_MODE;
         if version >= Version::Win10 {
             known |= OfferFlags::TLNPI_PROVIDER;
@@ -64,7 +71,6 @@ impl OfferParams {
         if features.contains(FeatureFlags::CONFIDENTIAL_CHANNELS) {
             known |= OfferFlags::CONFIDENTIAL_RING_BUFFER | OfferFlags::CONFIDENTIAL_EXTERNAL_MEMORY;
         }
-        let monitor = self.monitor.filter(|&monitor| monitor < MONITORS);
         OfferChannel {
             interface_type: self.class,
             interface_instance: self.instance,
@@ -87,15 +93,20 @@ impl OfferParams {
 
 impl Server {
     pub(super) fn offer(&mut self, device: DeviceKey, offer: OfferParams) {
+        if let Some(primary) = offer.primary
+            && !self.channels.get(primary).is_some_and(Channel::may_have_subchannels)
+        {
+            return self.fault(Fault::NotOffered { device: primary });
+        }
         let Some(channel) = self.channels.get_mut(device) else {
-            self.channels.insert(device, Channel::new(offer));
+            self.channels.insert(device, offer);
             return self.propose(device, false);
         };
         if !channel.withdrawn {
             return self.fault(Fault::OfferedTwice { device });
         }
-        channel.withdrawn = false;
-        channel.offer = offer;
+        self.channels.offer_again(device, offer);
+        let Some(channel) = self.channels.get_mut(device) else { return };
         match channel.shown {
             Shown::Hidden | Shown::Returning => {
                 channel.shown = Shown::Returning;
@@ -107,9 +118,26 @@ impl Server {
     }
 
     pub(super) fn rescind(&mut self, device: DeviceKey) {
-        let Some(channel) = self.channels.get_mut(device).filter(|channel| !channel.withdrawn) else {
-            return self.fault(Fault::NotOffered { device });
-        };
+        match self.channels.get(device) {
+            Some(channel) if !channel.withdrawn => self.withdraw(device),
+            // Its primary may have taken it along before the caller learned of it.
+            Some(channel) if channel.offer.primary.is_some() => {}
+            Some(_) | None => self.fault(Fault::NotOffered { device }),
+        }
+    }
+
+    /// Rescinds the sub-channels of a device.
+    pub(super) fn withdraw_subchannels(&mut self, primary: DeviceKey) {
+        for device in self.channels.subchannels(primary) {
+            if self.channels.get(device).is_some_and(|channel| !channel.withdrawn) {
+                self.withdraw(device);
+            }
+        }
+    }
+
+    fn withdraw(&mut self, device: DeviceKey) {
+        self.withdraw_subchannels(device);
+        let Some(channel) = self.channels.get_mut(device) else { return };
         channel.withdrawn = true;
         match channel.shown {
             Shown::Hidden => self.channels.stop_waiting(device),
@@ -165,6 +193,12 @@ impl Server {
         {
             return;
         }
+        // A sub-channel comes after its primary: see `show`.
+        if let Some(primary) = channel.offer.primary
+            && !self.channels.get(primary).is_some_and(|primary| primary.shown == Shown::Offered)
+        {
+            return;
+        }
         let asked = self.ask_offer(device, initial);
         if let Some(channel) = self.channels.get_mut(device) {
             channel.shown = Shown::Proposed(asked);
@@ -189,10 +223,16 @@ impl Server {
             return self.over_quota(Quota::Channels, limit);
         };
         let Some(connection) = self.connection() else { return };
+        let monitor = self.channels.assign_monitor(device, connection.monitor_pages.is_some());
         let Some(channel) = self.channels.get_mut(device) else { return };
         channel.shown = Shown::Offered;
-        let message = channel.offer.message(relid, connection.version, connection.features);
+        let message = channel.offer.message(relid, monitor, connection.version, connection.features);
         self.send(message);
+        for subchannel in self.channels.subchannels(device) {
+            if self.channels.is_hidden(subchannel) {
+                self.propose(subchannel, false);
+            }
+        }
     }
 
     pub(super) fn relid_released(&mut self, relid: u32) {
@@ -211,8 +251,13 @@ impl Server {
             // Not visible.
             (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => return,
         };
+        let primary = channel.offer.primary;
+        self.withdraw_subchannels(device);
         self.drop_gpadls(device);
         self.settle(device);
+        if let Some(primary) = primary {
+            self.settle(primary);
+        }
     }
 
     /// Ends everything that guests were shown.
@@ -222,6 +267,7 @@ impl Server {
         for device in devices {
             if let Some(channel) = self.channels.get_mut(device) {
                 channel.shown = Shown::Hidden;
+                channel.withdrawn |= channel.offer.primary.is_some();
             }
             self.stop_serving(device);
             self.drop_gpadls(device);
@@ -237,9 +283,17 @@ impl Server {
         }
         match channel.shown {
             Shown::Rescinding => {
+                if self.has_rescinding_subchannel(device) {
+                    return;
+                }
+                let Some(channel) = self.channels.get_mut(device) else { return };
                 channel.shown = Shown::Revoked;
+                let primary = channel.offer.primary;
                 if let Some(relid) = channel.relid {
                     self.send(RescindChannelOffer { relid: U32::new(relid) });
+                }
+                if let Some(primary) = primary {
+                    self.settle(primary);
                 }
             }
             Shown::Returning => {
@@ -263,6 +317,13 @@ impl Server {
             }
             Shown::Proposed(_) | Shown::Offered | Shown::Revoked => {}
         }
+    }
+
+    /// Whether RESCIND of a sub-channel is to come, which is to come before its primary's.
+    fn has_rescinding_subchannel(&self, primary: DeviceKey) -> bool {
+        let subchannels = self.channels.subchannels(primary).into_iter();
+        let mut subchannels = subchannels.filter_map(|device| self.channels.get(device));
+        subchannels.any(|channel| channel.shown == Shown::Rescinding)
     }
 
     fn free_relid(&mut self, device: DeviceKey) {

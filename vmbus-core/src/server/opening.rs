@@ -127,6 +127,7 @@ impl Server {
                 .map_or(own_flag, |_| request.event_flag.get()),
             connection_id: chosen(request.connection_id.get())
                 .unwrap_or_else(|| channel.offer.connection_id(relid)),
+            monitor: channel.monitor(),
             user_data: request.user_data,
         };
         self.channels.set_serving(device, Serving::Opening(request));
@@ -165,7 +166,10 @@ impl Server {
         let Some(device) = self.visible("CLOSECHANNEL", relid) else { return };
         let Some(channel) = self.channels.get(device) else { return };
         match (channel.shown, &channel.serving) {
-            (Shown::Offered, Serving::Open(_)) => self.stop_serving(device),
+            (Shown::Offered, Serving::Open(_)) => {
+                self.withdraw_subchannels(device);
+                self.stop_serving(device);
+            }
             (
                 Shown::Offered,
                 Serving::Idle | Serving::Asked { .. } | Serving::Opening(_) | Serving::Closing { .. },

@@ -294,11 +294,17 @@ fn a_guest_is_shown_what_its_version_understands() {
         | OfferFlags::from_bits_retain(0x8000);
     for version in Version::ALL {
         let mut server = Server::new(ServerConfig::default());
-        let primary = OfferParams { flags, monitor: Some(9), worker: 3, ..OfferParams::new(CLASS, CLASS) };
-        let sub = OfferParams { subchannel_index: 1, monitor: Some(200), ..primary };
+        let primary =
+            OfferParams { flags, monitor_latency: Some(9), worker: 3, ..OfferParams::new(CLASS, CLASS) };
+        let sub = OfferParams { subchannel_index: 1, monitor_latency: None, ..primary };
         server.handle(ServerInput::Offer { device: DeviceKey(1), offer: primary });
         server.handle(ServerInput::Offer { device: DeviceKey(2), offer: sub });
-        let target = InitiateContact { interrupt_page_or_target: U64::new(2), ..contact(version) };
+        let target = InitiateContact {
+            interrupt_page_or_target: U64::new(2),
+            parent_to_child_monitor: U64::new(0x1000),
+            child_to_parent_monitor: U64::new(0x2000),
+            ..contact(version)
+        };
         responses(&mut server, target);
         let payload = Message::from(RequestOffers {}).encode(version, FeatureFlags::empty());
         server.handle(ServerInput::Message { connection_id: 1, payload: &payload });
@@ -323,7 +329,7 @@ fn a_guest_is_shown_what_its_version_understands() {
         let Message::OfferChannel(offer) = parsed else { panic!("{parsed:?}") };
         let known = if version >= Version::Win10 { 0x2011 } else { 0x0011 };
         assert_eq!(offer.flags.get(), known, "{version}");
-        assert_eq!((offer.monitor_id, offer.monitor_allocated), (9, 1));
+        assert_eq!((offer.monitor_id, offer.monitor_allocated), (0, 1));
         if version > Version::V1 {
             assert_eq!((offer.connection_id.get(), offer.is_dedicated.get()), (0x0003_2001, 1));
         }
