@@ -32,10 +32,12 @@ pub const FEATURE_CONTROL_AREA: u64 = 1;
 pub const FEATURE_MEMORY_DOMAINS: u64 = 2;
 /// Nobody needs to be told which memory was written.
 pub const FEATURE_NO_MEM_DIRTY: u64 = 4;
+/// Memory may be given away.
+pub const FEATURE_GIFTS: u64 = 8;
 /// The version of the extensions.
 const EXT_VERSION: u32 = 1;
-/// What this root grants.
-const GRANTED: u64 = FEATURE_CONTROL_AREA | FEATURE_MEMORY_DOMAINS | FEATURE_NO_MEM_DIRTY;
+/// What this root grants, and what our guests want.
+const GRANTED: u64 = FEATURE_CONTROL_AREA | FEATURE_MEMORY_DOMAINS | FEATURE_NO_MEM_DIRTY | FEATURE_GIFTS;
 /// Without these there is no extended link.
 const NEEDED: u64 = FEATURE_CONTROL_AREA;
 
@@ -205,6 +207,7 @@ impl Conversation {
             | GuestFrame::Pong { .. }
             | GuestFrame::MemoryAdd { .. }
             | GuestFrame::MemoryRemove { .. }
+            | GuestFrame::Give(_)
             | GuestFrame::Ignored => Ok(Decision::Base { early: frame.to_vec() }),
         })?;
         match second {
@@ -251,11 +254,12 @@ impl Conversation {
         self.writer.flush(|_| ())?;
         self.writer.restart_count();
         self.reader.restart_count();
-        Ok(Accepted { name, area, workers, bells, own_bells })
+        let takes_gifts = features & FEATURE_GIFTS != 0;
+        Ok(Accepted { name, takes_gifts, area, workers, bells, own_bells })
     }
 
     fn into_extended(self, accepted: Accepted) -> Result<ControlRoot, LinkError> {
-        let Accepted { name, area, workers, bells, own_bells } = accepted;
+        let Accepted { name, takes_gifts, area, workers, bells, own_bells } = accepted;
         let (_, memory) = self.hello.ok_or(LinkError::Protocol("did not begin with HELLO"))?;
         let info = PartitionInfo {
             name,
@@ -263,6 +267,7 @@ impl Conversation {
             vps: area.vps().into(),
             workers: workers.into(),
             extended: true,
+            takes_gifts,
             credentials: self.credentials,
         };
         let wires = (WireIn::Socket(self.reader), WireOut::Socket(self.writer));
@@ -278,6 +283,7 @@ impl Conversation {
             vps: hello.num_vps,
             workers: 1,
             extended: false,
+            takes_gifts: false,
             credentials: self.credentials,
         };
         Ok(BaseRoot::new(info, memory, (self.reader, self.writer), self.peer, early, self.limits.posts))
@@ -301,6 +307,7 @@ struct Offer {
 
 struct Accepted {
     name: String,
+    takes_gifts: bool,
     area: ControlArea,
     workers: u16,
     bells: Vec<Bell>,
@@ -377,9 +384,8 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
     GuestFrame::Hello(hello).emit(&mut bytes);
     writer.push(bytes, vec![copy(file.as_fd())?], None)?;
 
-    let features = FEATURE_CONTROL_AREA | FEATURE_MEMORY_DOMAINS | FEATURE_NO_MEM_DIRTY;
     let mut bytes = Vec::new();
-    GuestFrame::ExtOffer { features, version: EXT_VERSION, name: &options.name }.emit(&mut bytes);
+    GuestFrame::ExtOffer { features: GRANTED, version: EXT_VERSION, name: &options.name }.emit(&mut bytes);
     let mut descriptors = vec![copy(area.file().as_fd())?];
     descriptors.extend(theirs.into_iter().map(OwnedFd::from));
     writer.push(bytes, descriptors, None)?;
@@ -406,6 +412,7 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
         id: answer.partition,
         vps: area.vps().into(),
         workers: workers.into(),
+        takes_gifts: answer.features & FEATURE_GIFTS != 0,
     };
     let wires = (WireIn::Socket(reader), WireOut::Socket(writer));
     let link = ControlLink::new(End::Guest, area, bells, own_bells, wires);

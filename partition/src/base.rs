@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::control_link::lock;
 use crate::frame::{GuestFrame, MAX_MESSAGE, RootFrame};
+use crate::gift::SealedGift;
 use crate::gpa::GpaSpace;
 use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd};
 use crate::root_link::CHANNEL_MESSAGE;
@@ -139,7 +140,10 @@ fn hear(frame: &[u8]) -> Result<Heard, LinkError> {
         GuestFrame::Pong { vp: _, arg } => FromGuest::Pong { arg },
         GuestFrame::Hello(_) => return Err(LinkError::Protocol("introduced itself twice")),
         GuestFrame::ExtOffer { .. } => return Err(LinkError::Protocol("offered extensions too late")),
-        GuestFrame::MemoryAdd { .. } | GuestFrame::MemoryRemove { .. } | GuestFrame::Ignored => {
+        GuestFrame::MemoryAdd { .. }
+        | GuestFrame::MemoryRemove { .. }
+        | GuestFrame::Give(_)
+        | GuestFrame::Ignored => {
             return Ok(Heard::Nothing);
         }
     };
@@ -268,6 +272,10 @@ impl RootEnd for BaseRoot {
 
     fn set_connection_status(&self, connection_id: u32, status: u32) -> Result<(), LinkError> {
         self.send(&RootFrame::SetConnStatus { connection_id, status }, Kind::Other)
+    }
+
+    fn give(&self, _id: u32, _gift: SealedGift) -> Result<(), LinkError> {
+        Err(LinkError::NoGifts)
     }
 
     fn refuse(&self, _refusal: &Refusal) -> Result<(), LinkError> {

@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::control_link::Event;
-use crate::frame::{GuestFrame, MemoryRange, RootFrame};
+use crate::frame::{GiveFrame, GuestFrame, MemoryRange, RootFrame};
+use crate::gift::{GiftError, SealedGift};
 use crate::link::{LinkError, Refusal};
 use crate::memory::Memfd;
 use crate::stream::Claim;
@@ -16,6 +17,7 @@ pub(crate) enum GuestEvent {
     Signal { connection_id: u32, flag: u32 },
     Reset,
     Crash { vp: u32, parameters: [u64; 5], control: u64 },
+    Give { id: u32, gift: SealedGift },
 }
 
 /// From the root.
@@ -25,6 +27,7 @@ pub(crate) enum RootEvent {
     Refused(Refusal),
     SystemReset,
     SystemQuit,
+    Give { id: u32, gift: SealedGift },
 }
 
 impl Event for GuestEvent {
@@ -32,11 +35,7 @@ impl Event for GuestEvent {
         let mut descriptors = Vec::new();
         match self {
             Self::MemoryAdd { range, domain, file } => {
-                let copy = file
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(LinkError::system("duplicating a descriptor"))?;
-                descriptors.push(copy);
+                descriptors.push(descriptor(file)?);
                 GuestFrame::MemoryAdd { range: *range, domain: *domain }.emit(out);
             }
             Self::MemoryRemove { range } => GuestFrame::MemoryRemove { range: *range, domain: 0 }.emit(out),
@@ -46,6 +45,10 @@ impl Event for GuestEvent {
             Self::Reset => GuestFrame::Reset.emit(out),
             Self::Crash { vp, parameters, control } => {
                 GuestFrame::Crash { vp: *vp, parameters: *parameters, control: *control }.emit(out);
+            }
+            Self::Give { id, gift } => {
+                descriptors.push(descriptor(gift)?);
+                GuestFrame::Give(give_frame(*id, gift)).emit(out);
             }
         }
         Ok(descriptors)
@@ -66,6 +69,7 @@ impl Event for GuestEvent {
             GuestFrame::Crash { vp, parameters, control } => {
                 Ok(Some(Self::Crash { vp, parameters, control }))
             }
+            GuestFrame::Give(frame) => Ok(Some(Self::Give { id: frame.id, gift: take(frame, claim)? })),
             GuestFrame::Hello(_) | GuestFrame::ExtOffer { .. } => {
                 Err(LinkError::Protocol("introduced itself twice"))
             }
@@ -88,11 +92,15 @@ impl Event for RootEvent {
             }
             Self::SystemReset => RootFrame::SystemReset.emit(out),
             Self::SystemQuit => RootFrame::SystemQuit.emit(out),
+            Self::Give { id, gift } => {
+                RootFrame::Give(give_frame(*id, gift)).emit(out);
+                return Ok(vec![descriptor(gift)?]);
+            }
         }
         Ok(Vec::new())
     }
 
-    fn parse(frame: &[u8], _claim: Claim<'_>) -> Result<Option<Self>, LinkError> {
+    fn parse(frame: &[u8], claim: Claim<'_>) -> Result<Option<Self>, LinkError> {
         match RootFrame::parse(frame)? {
             RootFrame::SetConnStatus { connection_id, status } => {
                 Ok(Some(Self::ConnectionStatus { connection_id, status }))
@@ -102,6 +110,7 @@ impl Event for RootEvent {
             }
             RootFrame::SystemReset => Ok(Some(Self::SystemReset)),
             RootFrame::SystemQuit => Ok(Some(Self::SystemQuit)),
+            RootFrame::Give(frame) => Ok(Some(Self::Give { id: frame.id, gift: take(frame, claim)? })),
             RootFrame::ExtAccept { .. } => Err(LinkError::Protocol("accepted twice")),
             RootFrame::DeliverMessage { .. } | RootFrame::SetEventFlag { .. } => {
                 Err(LinkError::Protocol("went past the control area it had accepted"))
@@ -112,4 +121,23 @@ impl Event for RootEvent {
             | RootFrame::Ignored => Ok(None),
         }
     }
+}
+
+fn give_frame(id: u32, gift: &SealedGift) -> GiveFrame {
+    GiveFrame { id, len: gift.len() as u64 }
+}
+
+/// A descriptor of its own for a frame to carry.
+fn descriptor(file: &impl AsFd) -> Result<OwnedFd, LinkError> {
+    file.as_fd().try_clone_to_owned().map_err(LinkError::system("duplicating a descriptor"))
+}
+
+/// The gift that rides on a frame.
+fn take(frame: GiveFrame, claim: Claim<'_>) -> Result<SealedGift, LinkError> {
+    let file = claim().into_iter().next().ok_or(LinkError::Protocol("gave nothing"))?;
+    SealedGift::from_peer(file, frame.len).map_err(|error| match error {
+        GiftError::NotSealed => LinkError::Protocol("gave memory that it could still write to"),
+        GiftError::Length { .. } => LinkError::Protocol("gave more bytes than the file has, or none"),
+        GiftError::Memory(error) => LinkError::Memory(error),
+    })
 }

@@ -163,8 +163,19 @@ pub enum GuestFrame<'a> {
         /// The sharing domain it belongs to.
         domain: u32,
     },
+    /// GIVE.
+    Give(GiveFrame),
     /// A frame that may be ignored, because its type says so.
     Ignored,
+}
+
+/// GIVE, in either direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GiveFrame {
+    /// The giver's name for the gift.
+    pub id: u32,
+    /// Bytes of it.
+    pub len: u64,
 }
 
 /// What a REFUSED speaks of.
@@ -245,6 +256,8 @@ pub enum RootFrame<'a> {
         /// Why, for people.
         reason: &'a str,
     },
+    /// GIVE.
+    Give(GiveFrame),
     /// A frame that may be ignored, because its type says so.
     Ignored,
 }

@@ -8,6 +8,7 @@ use crate::allocator::{AllocError, PageAllocator, SharedPages};
 use crate::control_link::{ControlLink, Incoming, lock};
 use crate::event::{GuestEvent, RootEvent};
 use crate::frame::MemoryRange;
+use crate::gift::SealedGift;
 use crate::gpa::{DEFAULT_RING_MAPS, GpaSpace, Region};
 use crate::link::{FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes};
 use crate::memory::Memfd;
@@ -179,6 +180,7 @@ impl GuestEnd for ControlGuest {
                 RootEvent::Refused(refusal) => FromRoot::Refused(refusal),
                 RootEvent::SystemReset => FromRoot::SystemReset,
                 RootEvent::SystemQuit => FromRoot::SystemQuit,
+                RootEvent::Give { id, gift } => FromRoot::Given { id, gift },
             })),
             Some(Incoming::Message(slot)) => {
                 let payload = slot.data.get(..slot.size.get().into()).and_then(MessageBytes::new);
@@ -203,6 +205,13 @@ impl GuestEnd for ControlGuest {
 
     fn post(&self, connection_id: u32, payload: &[u8]) -> Result<(), LinkError> {
         self.link.send(connection_id, 0, CHANNEL_MESSAGE, payload)
+    }
+
+    fn give(&self, id: u32, gift: SealedGift) -> Result<(), LinkError> {
+        if !self.info.takes_gifts {
+            return Err(LinkError::NoGifts);
+        }
+        self.link.send_event(GuestEvent::Give { id, gift })
     }
 
     #[inline]

@@ -20,6 +20,7 @@ mod control_link;
 pub mod doorbell;
 mod event;
 pub mod frame;
+pub mod gift;
 pub mod gpa;
 mod guest_link;
 pub mod io;
@@ -40,6 +41,7 @@ pub use attach::{AttachLimits, Attaching};
 pub use base::BaseRoot;
 pub use control_area::ControlAreaError;
 pub use frame::RefusedWhat;
+pub use gift::{Gift, GiftError, Given, SealedGift};
 pub use gpa::{GpaError, GpaSpace, GuestPages, Region};
 pub use guest_link::{ControlGuest, GuestOptions};
 pub use link::{

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use crate::allocator::{AllocError, SharedPages};
 use crate::control_area::ControlAreaError;
 use crate::frame::{FrameError, MAX_MESSAGE, RefusedWhat};
+use crate::gift::SealedGift;
 use crate::gpa::{GpaError, GpaSpace};
 use crate::memory::MemoryError;
 
@@ -69,6 +70,9 @@ pub enum LinkError {
         /// How long it had.
         seconds: u64,
     },
+    /// The other end takes no memory as a gift: it is a base VMM or an older root.
+    #[error("the other end takes no gifts of memory")]
+    NoGifts,
     /// The other end has gone.
     #[error("the other end has gone")]
     Gone,
@@ -112,6 +116,8 @@ pub struct PartitionInfo {
     pub workers: u32,
     /// Whether it speaks the extensions; if not, it is a base VMM.
     pub extended: bool,
+    /// Whether memory can be given to it.
+    pub takes_gifts: bool,
     /// The process at the other end; `None` for a partition in this process.
     pub credentials: Option<Credentials>,
 }
@@ -194,6 +200,13 @@ pub enum FromGuest {
         /// What [`RootEnd::memory_written`] gave.
         arg: u32,
     },
+    /// The partition gives away memory.
+    Given {
+        /// Its name for the gift; channels speak of it.
+        id: u32,
+        /// The memory, not yet mapped.
+        gift: SealedGift,
+    },
     /// The partition has gone; nothing comes after this.
     HungUp,
 }
@@ -228,6 +241,13 @@ pub enum FromRoot {
     SystemQuit,
     /// `memory()` gives something else now: the root has added or removed shared memory.
     MemoryChanged,
+    /// The root gives away memory.
+    Given {
+        /// Its name for the gift; channels speak of it.
+        id: u32,
+        /// The memory, not yet mapped.
+        gift: SealedGift,
+    },
     /// The root has gone; nothing comes after this.
     HungUp,
 }
@@ -309,6 +329,12 @@ pub trait RootEnd: Send + Sync {
     /// [`LinkError::Backlog`].
     fn set_connection_status(&self, connection_id: u32, status: u32) -> Result<(), LinkError>;
 
+    /// Gives memory away under a name that nothing else given on this link has at present. Never waits.
+    ///
+    /// # Errors
+    /// [`LinkError::NoGifts`]; [`LinkError::Backlog`].
+    fn give(&self, id: u32, gift: SealedGift) -> Result<(), LinkError>;
+
     /// Says why, ahead of the message that refuses; does nothing towards a base VMM.
     ///
     /// # Errors
@@ -339,6 +365,8 @@ pub struct GuestInfo {
     pub vps: u32,
     /// Event areas of the root's workers that it may signal.
     pub workers: u32,
+    /// Whether memory can be given to the root.
+    pub takes_gifts: bool,
 }
 
 /// A guest's end of its attachment to a root.
@@ -383,6 +411,12 @@ pub trait GuestEnd: Send + Sync {
     /// # Errors
     /// [`LinkError::Backlog`]: the root does not take messages; [`LinkError::TooLong`]: the caller's fault.
     fn post(&self, connection_id: u32, payload: &[u8]) -> Result<(), LinkError>;
+
+    /// Gives memory away under a name that nothing else given on this link has at present. Never waits.
+    ///
+    /// # Errors
+    /// [`LinkError::NoGifts`]; [`LinkError::Backlog`].
+    fn give(&self, id: u32, gift: SealedGift) -> Result<(), LinkError>;
 
     /// Signals a connection: `0x2000 | relid | worker << 16` sets flag `relid` in that worker's area, without a system
     /// call while the worker is awake; others go as frames.

@@ -27,7 +27,15 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
 
     let (vps, workers) = (u32::from(options.vps), u32::from(options.workers));
     let name = options.name.clone();
-    let info = PartitionInfo { name: name.clone(), id, vps, workers, extended: true, credentials: None };
+    let info = PartitionInfo {
+        name: name.clone(),
+        id,
+        vps,
+        workers,
+        extended: true,
+        takes_gifts: true,
+        credentials: None,
+    };
     let wires =
         (WireIn::Local(Arc::clone(&to_root)), WireOut::Local { wire: Arc::clone(&to_guest), frames: 0 });
     let link = ControlLink::new(End::Root, root_area, root_rings, root_hears, wires);
@@ -35,8 +43,13 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
 
     let wires = (WireIn::Local(to_guest), WireOut::Local { wire: to_root, frames: 0 });
     let link = ControlLink::new(End::Guest, guest_area, guest_rings, guest_hears, wires);
-    let guest =
-        ControlGuest::new(link, GuestInfo { name, id, vps, workers }, guest_memory, None, options.memory);
+    let guest = ControlGuest::new(
+        link,
+        GuestInfo { name, id, vps, workers, takes_gifts: true },
+        guest_memory,
+        None,
+        options.memory,
+    );
     Ok((root, guest))
 }
 

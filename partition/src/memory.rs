@@ -64,6 +64,15 @@ impl Memfd {
     /// # Errors
     /// [`MemoryError::System`]: out of descriptors or memory.
     pub fn new(name: &str, size: u64) -> Result<Self, MemoryError> {
+        let file = Self::unsealed(name, size)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
+            .map_err(|errno| MemoryError::System { what: "sealing a memory file", source: errno.into() })?;
+        Ok(file)
+    }
+
+    /// [`new`](Self::new) without seals: not to be shown to anybody before it has some.
+    pub(crate) fn unsealed(name: &str, size: u64) -> Result<Self, MemoryError> {
         let failed = |what| move |errno: nix::Error| MemoryError::System { what, source: errno.into() };
         let size = size.max(1).next_multiple_of(vmbus_core::PAGE_SIZE as u64);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -76,8 +85,6 @@ impl Memfd {
             source: io::ErrorKind::InvalidInput.into(),
         })?;
         ftruncate(&file, length).map_err(failed("sizing a memory file"))?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(failed("sealing a memory file"))?;
         Ok(Self { file: Arc::new(file), size })
     }
 
@@ -126,6 +133,11 @@ impl Memfd {
     /// As [`Memfd::map`].
     pub fn map_all(&self) -> Result<Mapping, MemoryError> {
         self.map(0, self.size)
+    }
+
+    /// Whether they are clones of one another.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
     }
 
     fn check(&self, offset: u64, size: u64) -> Result<(), MemoryError> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::control_link::{ControlLink, Incoming, lock};
 use crate::event::{GuestEvent, RootEvent};
 use crate::frame::MAX_REGIONS;
+use crate::gift::SealedGift;
 use crate::gpa::{GpaSpace, Region};
 use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd};
 
@@ -45,6 +46,7 @@ impl ControlRoot {
                 Ok(FromGuest::MemoryChanged)
             }
             GuestEvent::Signal { connection_id, flag } => Ok(FromGuest::Signal { connection_id, flag }),
+            GuestEvent::Give { id, gift } => Ok(FromGuest::Given { id, gift }),
             GuestEvent::Reset => Ok(FromGuest::Reset),
             GuestEvent::Crash { vp, parameters, control } => Ok(FromGuest::Crash { vp, parameters, control }),
         }
@@ -128,6 +130,13 @@ impl RootEnd for ControlRoot {
 
     fn set_connection_status(&self, connection_id: u32, status: u32) -> Result<(), LinkError> {
         self.link.send_event(RootEvent::ConnectionStatus { connection_id, status })
+    }
+
+    fn give(&self, id: u32, gift: SealedGift) -> Result<(), LinkError> {
+        if !self.info.takes_gifts {
+            return Err(LinkError::NoGifts);
+        }
+        self.link.send_event(RootEvent::Give { id, gift })
     }
 
     fn refuse(&self, refusal: &Refusal) -> Result<(), LinkError> {

@@ -3,7 +3,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vmbus_partition::frame::{GuestFrame, Hello, MemoryRange, RefusedWhat, RootFrame, frame_len};
+use vmbus_partition::frame::{GiveFrame, GuestFrame, Hello, MemoryRange, RefusedWhat, RootFrame, frame_len};
 
 fn ranges() -> impl Strategy<Value = Vec<MemoryRange>> {
     vec(any::<(u64, u64, u64)>(), 0..=64).prop_map(|ranges| {
@@ -31,6 +31,7 @@ fn guest_frames<'a>(
         GuestFrame::ExtOffer { features: long, version: c, name },
         GuestFrame::MemoryAdd { range, domain: a },
         GuestFrame::MemoryRemove { range, domain: b },
+        GuestFrame::Give(GiveFrame { id: b, len: long }),
         GuestFrame::Ignored,
     ]
 }
@@ -53,6 +54,7 @@ fn root_frames<'a>(
         RootFrame::SystemReset,
         RootFrame::SystemQuit,
         RootFrame::ExtAccept { features, partition: c, workers: short, vps: !short },
+        RootFrame::Give(GiveFrame { id: a, len: features }),
         RootFrame::Ignored,
     ];
     frames.extend(refused.map(|what| RootFrame::Refused { what, code: b, reason: text }));

@@ -4,8 +4,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    FrameError, GuestFrame, HEADER_SIZE, Hello, IGNORABLE, MAGIC, MAX_DIRTY_RANGES, MAX_MESSAGE, MAX_NAME,
-    MAX_PAYLOAD, MAX_REASON, MAX_REGIONS, MemoryRange, RefusedWhat, RootFrame, VERSION,
+    FrameError, GiveFrame, GuestFrame, HEADER_SIZE, Hello, IGNORABLE, MAGIC, MAX_DIRTY_RANGES, MAX_MESSAGE,
+    MAX_NAME, MAX_PAYLOAD, MAX_REASON, MAX_REGIONS, MemoryRange, RefusedWhat, RootFrame, VERSION,
 };
 
 /// Header of every frame.
@@ -36,8 +36,10 @@ mod kind {
     pub(super) const EXT_OFFER: u32 = 0x4000_0001;
     pub(super) const MEMORY_ADD: u32 = 0x4000_0002;
     pub(super) const MEMORY_REMOVE: u32 = 0x4000_0003;
+    pub(super) const GIVE_TO_ROOT: u32 = 0x4000_0004;
     pub(super) const EXT_ACCEPT: u32 = 0x4000_0081;
     pub(super) const REFUSED: u32 = 0x4000_0082;
+    pub(super) const GIVE_TO_GUEST: u32 = 0x4000_0083;
 }
 
 /// How long the frame at the start of `bytes` is, or `None` while its header is incomplete.
@@ -97,6 +99,7 @@ impl<'a> GuestFrame<'a> {
                 let (range, domain) = parse_memory(kind, payload)?;
                 Ok(Self::MemoryRemove { range, domain })
             }
+            kind::GIVE_TO_ROOT => Ok(Self::Give(parse_give(kind, arg, payload)?)),
             kind if kind & IGNORABLE != 0 => Ok(Self::Ignored),
             kind => Err(FrameError::Unknown { kind }),
         }
@@ -143,6 +146,7 @@ impl<'a> GuestFrame<'a> {
             }
             Self::MemoryAdd { range, domain } => put_memory(out, kind::MEMORY_ADD, range, *domain),
             Self::MemoryRemove { range, domain } => put_memory(out, kind::MEMORY_REMOVE, range, *domain),
+            Self::Give(give) => put_give(out, kind::GIVE_TO_ROOT, *give),
             Self::Ignored => put(out, IGNORABLE | 0x00ff_ffff, 0, 0, &[]),
         }
     }
@@ -198,6 +202,7 @@ impl<'a> RootFrame<'a> {
                     reason: text(reason, reason.len(), MAX_REASON)?,
                 })
             }
+            kind::GIVE_TO_GUEST => Ok(Self::Give(parse_give(kind, arg, payload)?)),
             kind if kind & IGNORABLE != 0 => Ok(Self::Ignored),
             kind => Err(FrameError::Unknown { kind }),
         }
@@ -242,6 +247,7 @@ impl<'a> RootFrame<'a> {
                 let head = [what, id, *code].map(U32::new);
                 put(out, kind::REFUSED, 0, 0, &[head.as_bytes(), cut(reason, MAX_REASON).as_bytes()]);
             }
+            Self::Give(give) => put_give(out, kind::GIVE_TO_GUEST, *give),
             Self::Ignored => put(out, IGNORABLE | 0x00ff_ffff, 0, 0, &[]),
         }
     }
@@ -365,6 +371,14 @@ fn put_memory(out: &mut Vec<u8>, kind: u32, range: &MemoryRange, domain: u32) {
         flags: U32::ZERO,
     };
     put(out, kind, 0, 0, &[memory.as_bytes()]);
+}
+
+fn parse_give(kind: u32, id: u32, payload: &[u8]) -> Result<GiveFrame, FrameError> {
+    Ok(GiveFrame { id, len: exactly::<U64>(kind, payload)?.get() })
+}
+
+fn put_give(out: &mut Vec<u8>, kind: u32, give: GiveFrame) {
+    put(out, kind, 0, give.id, &[&give.len.to_le_bytes()]);
 }
 
 fn put(out: &mut Vec<u8>, kind: u32, vp: u32, arg: u32, payload: &[&[u8]]) {

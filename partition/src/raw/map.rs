@@ -1,4 +1,4 @@
-//! Address space: shared file mappings, alone or several side by side.
+//! Address space: file mappings, alone or several side by side.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -30,18 +30,20 @@ unsafe impl Sync for Map {}
 impl Map {
     /// Maps `len` bytes of `file` from `offset`, shared and writable.
     pub(crate) fn shared(piece: Piece<'_>) -> io::Result<Self> {
+        Self::writable(piece, MapFlags::MAP_SHARED)
+    }
+
+    /// Maps `len` bytes of `file` from `offset`, writable, so that nobody else sees what is written.
+    pub(crate) fn private(piece: Piece<'_>) -> io::Result<Self> {
+        Self::writable(piece, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
+    }
+
+    fn writable(piece: Piece<'_>, flags: MapFlags) -> io::Result<Self> {
         let length = nonzero(piece.len)?;
         let offset = file_offset(piece.offset)?;
         // SAFETY: the kernel chooses a free place, so no existing mapping is touched.
         let base = unsafe {
-            mmap(
-                None,
-                length,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                piece.file,
-                offset,
-            )
+            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, piece.file, offset)
         }?;
         Ok(Self { base: base.cast(), len: piece.len })
     }

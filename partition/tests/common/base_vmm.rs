@@ -9,7 +9,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vmbus_partition::frame::{GuestFrame, Hello, MemoryRange, RootFrame, frame_len};
 use vmbus_partition::{
     AllocError, FromRoot, GpaSpace, GuestEnd, GuestInfo, LinkError, Memfd, MessageBytes, PageAllocator,
-    Region, SharedPages,
+    Region, SealedGift, SharedPages,
 };
 
 pub const GPA: u64 = 0x20_0000;
@@ -57,7 +57,7 @@ impl BaseVmm {
         let region = Region { gpa: GPA, domain: 0, mapping: mapping.clone() };
         Self {
             socket,
-            info: GuestInfo { name: "tester".into(), id: 7, vps: 2, workers: 1 },
+            info: GuestInfo { name: "tester".into(), id: 7, vps: 2, workers: 1, takes_gifts: false },
             memory: Arc::new(GpaSpace::new(vec![region], 0).unwrap()),
             allocator: PageAllocator::new(GPA, 0, mapping),
             state: Mutex::default(),
@@ -84,6 +84,10 @@ impl GuestEnd for BaseVmm {
 
     fn allocate(&self, _domain: u32, len: usize) -> Result<SharedPages, AllocError> {
         self.allocator.allocate(len)
+    }
+
+    fn give(&self, _id: u32, _gift: SealedGift) -> Result<(), LinkError> {
+        Err(LinkError::NoGifts)
     }
 
     fn socket(&self) -> Option<BorrowedFd<'_>> {

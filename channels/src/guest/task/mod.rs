@@ -218,6 +218,7 @@ impl Task {
                 },
                 // A process has nothing to reset; it ends when its caller wants it to.
                 Some(FromRoot::SystemReset | FromRoot::SystemQuit | FromRoot::MemoryChanged) => {}
+                Some(FromRoot::Given { .. }) => {}
                 Some(FromRoot::HungUp) => return Err(Error::Disconnected),
                 None => return Ok(false),
             }

@@ -227,6 +227,7 @@ impl Partition {
             }
             // No other message type belongs to the bus.
             FromGuest::Message { .. } | FromGuest::Msr { .. } | FromGuest::MemoryChanged => {}
+            FromGuest::Given { .. } => {}
             FromGuest::Signal { connection_id, .. } => {
                 if let Some(channel) = self.by_connection.get(&connection_id) {
                     channel.notify_waiters();
