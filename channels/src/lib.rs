@@ -16,6 +16,7 @@ mod channel;
 mod error;
 mod event;
 mod guest;
+mod interrupt_page;
 mod offer;
 mod pipe;
 mod provider;

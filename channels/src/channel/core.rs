@@ -70,9 +70,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
+    /// A channel whose peer signals in event area `area`.
     pub(crate) fn new(
         side: Arc<Side>,
-        wait: Wait,
+        area: u32,
         incoming: RingMapping,
         outgoing: RingMapping,
         limits: Limits,
@@ -81,8 +82,8 @@ impl Core {
         let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
             capacity: outgoing.capacity(),
+            wait: Wait::new(Arc::clone(&side), area),
             side,
-            wait,
             limits,
             incoming: Mutex::new(Incoming::new(incoming, grants)?),
             outgoing: Mutex::new(outgoing),
@@ -178,6 +179,11 @@ impl Core {
     /// Whether the requests in flight are so large that some have to end before another is taken.
     pub(super) fn holds_too_much(&self) -> bool {
         self.large_bytes.load(Ordering::Acquire) > LARGE_BYTES_AT_MOST
+    }
+
+    /// The peer has signalled in an area that is not this channel's own.
+    pub(crate) fn signalled(&self) {
+        self.nudge();
     }
 
     /// Makes everybody who sleeps on this channel look again.

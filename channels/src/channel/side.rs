@@ -4,9 +4,15 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd};
 
 use super::writes::Writes;
+use crate::interrupt_page::{Half, InterruptPage};
+
+/// The event flag that all channels share where the interrupt page tells them apart. It announces messages, too, and
+/// comes to the same area.
+const SHARED_FLAG: u16 = 0;
 
 /// One channel's place on its partition's link.
 pub(crate) enum Side {
@@ -15,21 +21,33 @@ pub(crate) enum Side {
         end: Arc<dyn RootEnd>,
         /// Guest VP to signal; changed by MODIFYCHANNEL. `u32::MAX` for none.
         vp: AtomicU32,
-        /// Event flag to set for the guest.
-        flag: u16,
-        /// Our event area in which the guest signals.
-        worker: u32,
+        /// How the guest is told which channel it is.
+        flag: Flag,
         /// How the guest learns that its memory was written.
         writes: Arc<Writes>,
     },
     /// We are a guest.
     Guest {
         end: Arc<dyn GuestEnd>,
-        /// Where to signal the root.
-        connection_id: u32,
-        /// Our event area in which the root signals.
-        vp: u32,
+        /// How the root is signalled.
+        doorbell: Doorbell,
     },
+}
+
+/// How a root tells its guest which channel a signal is for.
+pub(crate) enum Flag {
+    /// By this event flag.
+    Event(u16),
+    /// By this bit of the interrupt page; the event flag is 0 for all. Before Win8.
+    Page(InterruptPage, u16),
+}
+
+/// How a guest signals its root.
+pub(crate) enum Doorbell {
+    /// On a connection of the channel's own.
+    Connection(u32),
+    /// By this bit of the interrupt page, on the connection that all channels share. V1.
+    Page(InterruptPage, u16),
 }
 
 impl Side {
@@ -38,9 +56,23 @@ impl Side {
         match self {
             Self::Root { end, vp, flag, .. } => match vp.load(Ordering::Relaxed) {
                 u32::MAX => {}
-                vp => end.signal(vp, *flag),
+                vp => match flag {
+                    Flag::Event(flag) => end.signal(vp, *flag),
+                    Flag::Page(page, relid) => {
+                        page.set(Half::ToGuest, *relid);
+                        end.signal(vp, SHARED_FLAG);
+                    }
+                },
             },
-            Self::Guest { end, connection_id, .. } => end.signal(*connection_id),
+            Self::Guest { end, doorbell } => match doorbell {
+                Doorbell::Connection(connection_id) => end.signal(*connection_id),
+                Doorbell::Page(page, relid) => {
+                    // Whoever set the bit before us has signalled, and the root has not taken it yet.
+                    if page.set(Half::ToHost, *relid) {
+                        end.signal(EVENT_CONNECTION);
+                    }
+                }
+            },
         }
     }
 
@@ -61,34 +93,34 @@ impl Side {
     }
 
     /// Asks the peer for one bell. `true`: it has signalled already, so do not sleep.
-    pub(crate) fn arm(&self) -> bool {
+    pub(crate) fn arm(&self, area: u32) -> bool {
         match self {
-            Self::Root { end, worker, .. } => end.arm(*worker),
-            Self::Guest { end, vp, .. } => end.arm(*vp),
+            Self::Root { end, .. } => end.arm(area),
+            Self::Guest { end, .. } => end.arm(area),
         }
     }
 
     /// Clears the flags of an area that serves this channel alone, so that the next signal rings again.
-    pub(crate) fn clear_flags(&self) {
+    pub(crate) fn clear_flags(&self, area: u32) {
         match self {
-            Self::Root { end, worker, .. } => end.take_flags(*worker, &mut |_| {}),
-            Self::Guest { end, vp, .. } => end.take_flags(*vp, &mut |_| {}),
+            Self::Root { end, .. } => end.take_flags(area, &mut |_| {}),
+            Self::Guest { end, .. } => end.take_flags(area, &mut |_| {}),
         }
     }
 
     /// Empties the bell of an area that serves this channel alone.
-    pub(crate) fn drain_bell(&self) {
+    pub(crate) fn drain_bell(&self, area: u32) {
         match self {
-            Self::Root { end, worker, .. } => end.clear_bell(*worker),
-            Self::Guest { end, vp, .. } => end.clear_bell(*vp),
+            Self::Root { end, .. } => end.clear_bell(area),
+            Self::Guest { end, .. } => end.clear_bell(area),
         }
     }
 
     /// What becomes readable when the peer rings; `None` if this link has no bells.
-    pub(crate) fn bell(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn bell(&self, area: u32) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Root { end, worker, .. } => end.worker_bell(*worker),
-            Self::Guest { end, vp, .. } => end.vp_bell(*vp),
+            Self::Root { end, .. } => end.worker_bell(area),
+            Self::Guest { end, .. } => end.vp_bell(area),
         }
     }
 

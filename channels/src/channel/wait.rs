@@ -14,18 +14,22 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
 
 use super::core::lock;
 use super::side::Side;
+use crate::areas;
 
-/// How a channel learns of signals.
-pub(crate) enum Wait {
-    /// It has an event area of its own and waits for its bell, which is registered with the reactor while async waits
-    /// are made.
-    Own(Arc<Side>, Mutex<Option<Arc<AsyncFd<OwnedFd>>>>),
-    /// It shares an event area; the partition's task passes signals on.
-    Shared(Arc<Notify>),
+/// How a channel learns of signals. Where it does may change while it is open.
+pub(crate) struct Wait {
+    side: Arc<Side>,
+    place: Mutex<Arc<Place>>,
+}
+
+/// Where the signals of a channel arrive.
+struct Place {
+    area: u32,
+    /// The bell of an area of the channel's own, registered with the reactor while async waits are made.
+    registered: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
 }
 
 /// What ended a sleep.
@@ -38,16 +42,20 @@ pub(crate) enum Woken {
 }
 
 impl Wait {
-    pub(crate) fn own(side: &Arc<Side>) -> Self {
-        Self::Own(Arc::clone(side), Mutex::default())
+    /// Waits at event area `area`: for the bell of an area of the channel's own; in the shared one the partition's task
+    /// takes the flags and tells the channel ([`Core::signalled`](super::Core::signalled)).
+    pub(crate) fn new(side: Arc<Side>, area: u32) -> Self {
+        Self { side, place: Mutex::new(Place::new(area)) }
+    }
+
+    /// The event area where signals are awaited.
+    pub(crate) fn area(&self) -> u32 {
+        lock(&self.place).area
     }
 
     /// Takes the bell from the reactor, which would wake for it as well: threads wait from now on.
     pub(crate) fn leave_reactor(&self) {
-        match self {
-            Self::Own(_, registered) => *lock(registered) = None,
-            Self::Shared(_) => {}
-        }
+        *lock(&lock(&self.place).registered) = None;
     }
 
     /// Sleeps until the peer signals or `ready` is. Spurious returns are allowed.
@@ -58,46 +66,36 @@ impl Wait {
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
     ) -> Woken {
-        match self {
-            Self::Own(side, registered) => {
-                side.clear_flags();
-                if side.arm() || last_look() {
-                    return Woken::Otherwise;
-                }
-                let Some(bell) = register(side, registered) else { return Woken::Otherwise };
-                let mut ready = pin!(ready);
-                let mut guard = tokio::select! {
-                    biased;
-                    () = &mut ready => return Woken::Otherwise,
-                    guard = bell.readable() => match guard {
-                        Ok(guard) => guard,
-                        Err(_) => return Woken::Otherwise,
-                    },
-                };
-                if guard.ready().is_read_closed() {
-                    // Nobody can ring any more, and such a bell is readable for ever. The peer has gone: who finds
-                    // that out at the link closes the channel, and must get to do so.
-                    ready.await;
-                    return Woken::Otherwise;
-                }
-                guard.clear_ready();
-                side.drain_bell();
-                Woken::ByBell
+        let (side, place) = (&self.side, Arc::clone(&lock(&self.place)));
+        if place.area == areas::SHARED {
+            if !last_look() {
+                ready.await;
             }
-            Self::Shared(notify) => {
-                let mut signalled = pin!(notify.notified());
-                signalled.as_mut().enable();
-                if last_look() {
-                    return Woken::Otherwise;
-                }
-                tokio::select! {
-                    biased;
-                    () = ready => {}
-                    () = signalled => {}
-                }
-                Woken::Otherwise
-            }
+            return Woken::Otherwise;
         }
+        side.clear_flags(place.area);
+        if side.arm(place.area) || last_look() {
+            return Woken::Otherwise;
+        }
+        let Some(bell) = place.register(side) else { return Woken::Otherwise };
+        let mut ready = pin!(ready);
+        let mut guard = tokio::select! {
+            biased;
+            () = &mut ready => return Woken::Otherwise,
+            guard = bell.readable() => match guard {
+                Ok(guard) => guard,
+                Err(_) => return Woken::Otherwise,
+            },
+        };
+        if guard.ready().is_read_closed() {
+            // Nobody can ring any more, and such a bell is readable for ever. The peer has gone: who finds
+            // that out at the link closes the channel, and must get to do so.
+            ready.await;
+            return Woken::Otherwise;
+        }
+        guard.clear_ready();
+        side.drain_bell(place.area);
+        Woken::ByBell
     }
 
     /// [`sleep`](Self::sleep) for a thread. `Ok(None)` if `timeout` has passed.
@@ -113,47 +111,47 @@ impl Wait {
         let mut ready = pin!(ready);
         let timeout = timeout
             .map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
-        match self {
-            Self::Own(side, _) => {
-                side.clear_flags();
-                if side.arm() || ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
-                    return Ok(Some(Woken::Otherwise));
-                }
-                let Some(bell) = side.bell() else { return Ok(Some(Woken::Otherwise)) };
-                let mut fds = [
-                    PollFd::new(bell, PollFlags::POLLIN),
-                    PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN),
-                ];
-                let woken = poll_retrying(&mut fds, timeout)?;
-                if fds[0].any() == Some(true) {
-                    side.drain_bell();
-                    return Ok(Some(Woken::ByBell));
-                }
-                Ok(woken.then_some(Woken::Otherwise))
+        let (side, area) = (&self.side, self.area());
+        let own_bell = if area == areas::SHARED {
+            None
+        } else {
+            side.clear_flags(area);
+            if side.arm(area) {
+                return Ok(Some(Woken::Otherwise));
             }
-            Self::Shared(notify) => {
-                let mut signalled = pin!(notify.notified());
-                signalled.as_mut().enable();
-                if ready.as_mut().poll(&mut context) == Poll::Ready(())
-                    || signalled.as_mut().poll(&mut context) == Poll::Ready(())
-                    || last_look()
-                {
-                    return Ok(Some(Woken::Otherwise));
-                }
-                let woken =
-                    poll_retrying(&mut [PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN)], timeout)?;
-                Ok(woken.then_some(Woken::Otherwise))
-            }
+            let Some(bell) = side.bell(area) else { return Ok(Some(Woken::Otherwise)) };
+            Some(bell)
+        };
+        if ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
+            return Ok(Some(Woken::Otherwise));
         }
+        let alarm = PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN);
+        let Some(bell) = own_bell else {
+            return Ok(poll_retrying(&mut [alarm], timeout)?.then_some(Woken::Otherwise));
+        };
+        let mut fds = [PollFd::new(bell, PollFlags::POLLIN), alarm];
+        let woken = poll_retrying(&mut fds, timeout)?;
+        if fds[0].any() == Some(true) {
+            side.drain_bell(area);
+            return Ok(Some(Woken::ByBell));
+        }
+        Ok(woken.then_some(Woken::Otherwise))
     }
 }
 
-fn register(side: &Side, registered: &Mutex<Option<Arc<AsyncFd<OwnedFd>>>>) -> Option<Arc<AsyncFd<OwnedFd>>> {
-    let mut registered = lock(registered);
-    if registered.is_none() {
-        *registered = Some(Arc::new(vmbus_partition::reactor::readable(side.bell()?).ok()?));
+impl Place {
+    fn new(area: u32) -> Arc<Self> {
+        Arc::new(Self { area, registered: Mutex::default() })
     }
-    registered.clone()
+
+    fn register(&self, side: &Side) -> Option<Arc<AsyncFd<OwnedFd>>> {
+        let mut registered = lock(&self.registered);
+        if registered.is_none() {
+            let bell = vmbus_partition::reactor::readable(side.bell(self.area)?).ok()?;
+            *registered = Some(Arc::new(bell));
+        }
+        registered.clone()
+    }
 }
 
 fn poll_retrying(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<bool> {

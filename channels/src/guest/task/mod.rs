@@ -1,12 +1,13 @@
 //! The task of one guest: its link, its protocol state machine, its channels.
 
+mod interrupts;
 mod opening;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use vmbus_core::Version;
 use vmbus_core::client::{Client, ClientAction, ClientConfig, OfferInfo};
@@ -17,6 +18,7 @@ use super::{OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core};
 use crate::error::{Error, Refusal};
+use crate::interrupt_page::InterruptPage;
 use crate::sources;
 use crate::spin::Spin;
 
@@ -24,8 +26,7 @@ use crate::spin::Spin;
 const MESSAGES_AT_ONCE: usize = 64;
 /// Commands taken from the inbox while the root has more to say.
 const COMMANDS_AT_ONCE: usize = 64;
-/// Connection id of a channel whose signals go to the root's shared area, without its channel id.
-const CHANNEL_CONNECTION: u32 = 0x2000;
+
 pub(super) enum Command {
     Open {
         relid: u32,
@@ -46,12 +47,14 @@ pub(super) struct Task {
     client: Client,
     spin: Spin,
     offers: watch::Sender<Offers>,
-    /// Signal connections of offered channels, by relid.
-    connections: HashMap<u32, u32>,
+    /// Signal connections of offered channels, by relid; V1 names none.
+    connections: HashMap<u32, Option<u32>>,
     channels: HashMap<u32, OpenChannel>,
     /// Pages of rings that the host has not let go of, by page list.
     rings: HashMap<u32, Ring>,
-    by_flag: HashMap<u16, Arc<Notify>>,
+    by_flag: HashMap<u16, Arc<Core>>,
+    /// What tells channels apart before Win8.
+    interrupt_page: Option<(SharedPages, InterruptPage)>,
     areas: Areas,
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
@@ -93,8 +96,14 @@ impl Task {
         inbox: mpsc::UnboundedReceiver<Command>,
         offers: watch::Sender<Offers>,
     ) -> Self {
+        let interrupt_page = interrupts::allocate(&*end);
+        let config = ClientConfig {
+            interrupt_page: interrupt_page.as_ref().map_or(0, |(pages, _)| pages.gpa()),
+            ..ClientConfig::default()
+        };
         Self {
-            client: Client::new(ClientConfig::default()),
+            client: Client::new(config),
+            interrupt_page,
             spin,
             offers,
             connections: HashMap::new(),
@@ -195,11 +204,16 @@ impl Task {
     }
 
     fn take_signals(&self) {
+        let mut shared = false;
         self.end.take_flags(areas::SHARED, &mut |flag| {
+            shared |= flag == 0;
             if let Some(channel) = self.by_flag.get(&flag) {
-                channel.notify_waiters();
+                channel.signalled();
             }
         });
+        if shared {
+            self.take_page_signals();
+        }
     }
 
     fn take_messages(&mut self) -> Result<bool, Error> {
@@ -277,9 +291,7 @@ impl Task {
     }
 
     fn offered(&mut self, offer: &OfferInfo) {
-        // V1 names no connection: there the shared area of the root serves.
-        let connection_id = offer.connection_id.unwrap_or(CHANNEL_CONNECTION + offer.relid);
-        self.connections.insert(offer.relid, connection_id);
+        self.connections.insert(offer.relid, offer.connection_id);
         let device = OfferedDevice {
             relid: offer.relid,
             class: offer.class,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use vmbus_core::PAGE_SIZE;
 use vmbus_core::client::{self, Failure};
@@ -13,7 +13,7 @@ use vmbus_core::status::Status;
 use super::super::{OpenOptions, ROOT_DOMAIN};
 use super::{Command, OpenChannel, RefusedOpen, Ring, Task};
 use crate::areas;
-use crate::channel::{Channel, Core, Limits, Side, Wait};
+use crate::channel::{Channel, Core, Limits, Side};
 use crate::error::{Error, Refusal};
 
 /// How long a refusal's reason may come after the refusal itself: they travel on two ways.
@@ -49,7 +49,7 @@ impl Task {
                     pages: Some(pages),
                     gpadl,
                     open_id: 0,
-                    area: self.areas.take(),
+                    area: self.take_area(),
                     downstream,
                     options,
                     reply: Some(reply),
@@ -108,22 +108,20 @@ impl Task {
         relid: u32,
     ) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
         let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
-        let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
+        let channel = self.channels.get(&relid).ok_or(Error::Rescinded)?;
         let pages = channel.pages.as_ref().ok_or(Error::Rescinded)?;
         let memory = self.end.memory();
         let place = |error| Error::Channel(crate::ChannelError::Memory(error));
         let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
         let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
-        let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), connection_id, vp: channel.area });
-        let wait = if channel.area == areas::SHARED {
-            let notify = Arc::new(Notify::new());
-            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&notify));
-            Wait::Shared(notify)
-        } else {
-            Wait::own(&side)
-        };
-        let core = Core::new(side, wait, incoming, outgoing, LIMITS)
+        let doorbell = self.doorbell(relid, connection_id);
+        let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), doorbell });
+        let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
+        let core = Core::new(side, channel.area, incoming, outgoing, LIMITS)
             .map_err(|fault| Error::Channel(fault.into()))?;
+        if channel.area == areas::SHARED {
+            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&core));
+        }
         core.set_spin(self.spin);
         channel.core = Some(Arc::clone(&core));
         self.reasons.remove(&relid);

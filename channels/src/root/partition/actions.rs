@@ -29,11 +29,13 @@ impl Partition {
                 }
                 ServerAction::Released { device } => self.released(device),
                 ServerAction::Connected(connection) => {
+                    self.map_interrupt_page(&connection);
                     let client = self.client.clone();
                     self.root.tell(Event::Connected { client, version: connection.version });
                 }
                 ServerAction::MonitorPages(_) => {}
                 ServerAction::Disconnected => {
+                    self.interrupt_page = None;
                     self.root.tell(Event::Disconnected { client: self.client.clone() });
                 }
                 ServerAction::Connect(request) => {

@@ -4,6 +4,7 @@
 
 mod actions;
 mod deciding;
+mod interrupts;
 mod offering;
 mod opening;
 
@@ -12,8 +13,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use vmbus_core::server::{DeviceKey, Server, ServerInput};
+use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, reactor};
 
 use super::Inner;
@@ -23,6 +25,7 @@ use crate::areas::{self, Areas};
 use crate::channel::{Core, Writes};
 use crate::error::ChannelError;
 use crate::event::Event;
+use crate::interrupt_page::InterruptPage;
 use crate::provider::Client;
 use crate::sources;
 
@@ -57,9 +60,11 @@ pub(super) struct Partition {
     /// Open channels, by relid.
     open: HashMap<u32, OpenChannel>,
     /// Channels that share an event area, by event flag.
-    by_flag: HashMap<u16, Arc<Notify>>,
+    by_flag: HashMap<u16, Arc<Core>>,
     /// Channels of a link without event areas, by connection id.
-    by_connection: HashMap<u32, Arc<Notify>>,
+    by_connection: HashMap<u32, Arc<Core>>,
+    /// What tells channels apart before Win8.
+    interrupt_page: Option<InterruptPage>,
     areas: Areas,
     writes: Arc<Writes>,
     /// Why a message could not be delivered, which ends the partition.
@@ -109,6 +114,7 @@ impl Partition {
             open: HashMap::new(),
             by_flag: HashMap::new(),
             by_connection: HashMap::new(),
+            interrupt_page: None,
             areas: Areas::new(end.info().workers),
             writes: Writes::new(&end),
             undelivered: None,
@@ -203,7 +209,7 @@ impl Partition {
     fn take_signals(&self) {
         self.end.take_flags(areas::SHARED, &mut |flag| {
             if let Some(channel) = self.by_flag.get(&flag) {
-                channel.notify_waiters();
+                channel.signalled();
             }
         });
     }
@@ -229,8 +235,10 @@ impl Partition {
             FromGuest::Message { .. } | FromGuest::Msr { .. } | FromGuest::MemoryChanged => {}
             FromGuest::Given { .. } => {}
             FromGuest::Signal { connection_id, .. } => {
-                if let Some(channel) = self.by_connection.get(&connection_id) {
-                    channel.notify_waiters();
+                if connection_id == EVENT_CONNECTION {
+                    self.take_page_signals();
+                } else if let Some(channel) = self.by_connection.get(&connection_id) {
+                    channel.signalled();
                 }
             }
             FromGuest::Reset => self.server.handle(ServerInput::Reset),

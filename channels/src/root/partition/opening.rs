@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use tokio::sync::Notify;
 use vmbus_core::Version;
 use vmbus_core::server::{DeviceKey, Open, ServerInput};
 use vmbus_partition::RefusedWhat;
@@ -11,7 +10,7 @@ use vmbus_ringbuf::RingMemory;
 
 use super::{Command, OpenChannel, Partition};
 use crate::areas;
-use crate::channel::{Channel, Core, Limits, Side, Wait};
+use crate::channel::{Channel, Core, Limits, Side};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::provider::OpenRequest;
@@ -53,19 +52,16 @@ impl Partition {
         let side = Arc::new(Side::Root {
             end: Arc::clone(&self.end),
             vp: AtomicU32::new(open.target_vp),
-            flag: open.event_flag,
-            worker: area,
+            flag: self.flag(relid, open.event_flag),
             writes: Arc::clone(&self.writes),
         });
-        let shared = (area == areas::SHARED).then(|| Arc::new(Notify::new()));
-        let wait = shared.clone().map_or_else(|| Wait::own(&side), Wait::Shared);
         let limits =
             Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
-        let core = Core::new(side, wait, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
+        let core = Core::new(side, area, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
         let flag = u16::try_from(relid).unwrap_or(0);
-        if let Some(notify) = shared {
-            self.by_flag.insert(flag, Arc::clone(&notify));
-            self.by_connection.insert(open.connection_id, notify);
+        if area == areas::SHARED {
+            self.by_flag.insert(flag, Arc::clone(&core));
+            self.by_connection.insert(open.connection_id, Arc::clone(&core));
         }
         core.set_spin(self.root.spin);
 

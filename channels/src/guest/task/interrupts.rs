@@ -1,0 +1,50 @@
+//! Signals of versions before Win8, which have no event flag for each channel.
+
+use vmbus_core::{PAGE_SIZE, Version};
+use vmbus_partition::{GuestEnd, SharedPages};
+
+use super::super::ROOT_DOMAIN;
+use super::Task;
+use crate::areas;
+use crate::channel::Doorbell;
+use crate::interrupt_page::{Half, InterruptPage};
+
+/// Connection id of a channel whose signals go to the root's shared area, without its channel id.
+const CHANNEL_CONNECTION: u32 = 0x2000;
+
+/// A page of interrupt bits, if there is memory for one.
+pub(super) fn allocate(end: &dyn GuestEnd) -> Option<(SharedPages, InterruptPage)> {
+    let pages = end.allocate(ROOT_DOMAIN, PAGE_SIZE).ok()?;
+    let page = InterruptPage::at(&end.memory(), pages.gpa()).ok()?;
+    Some((pages, page))
+}
+
+impl Task {
+    /// The event area for a new channel.
+    pub(super) fn take_area(&mut self) -> u32 {
+        match self.client.connection() {
+            Some(connection) if connection.version >= Version::Win8 => self.areas.take(),
+            // Before, hosts signal one processor, whatever a guest asks for.
+            Some(_) | None => areas::SHARED,
+        }
+    }
+
+    /// How the root is signalled for a channel with this connection.
+    pub(super) fn doorbell(&self, relid: u32, connection_id: Option<u32>) -> Doorbell {
+        match (connection_id, &self.interrupt_page) {
+            (Some(connection_id), _) => Doorbell::Connection(connection_id),
+            (None, Some((_, page))) => Doorbell::Page(page.clone(), u16::try_from(relid).unwrap_or(0)),
+            (None, None) => Doorbell::Connection(CHANNEL_CONNECTION + relid),
+        }
+    }
+
+    /// The root has signalled on the flag that all channels share before Win8.
+    pub(super) fn take_page_signals(&self) {
+        let Some((_, page)) = &self.interrupt_page else { return };
+        page.take(Half::ToGuest, |relid| {
+            if let Some(channel) = self.by_flag.get(&relid) {
+                channel.signalled();
+            }
+        });
+    }
+}
