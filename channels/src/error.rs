@@ -123,6 +123,12 @@ pub enum ChannelError {
         /// Size of the buffer.
         size: usize,
     },
+    /// Policy or a quota of this end does not let in what the peer sent.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// This end or this link cannot do that: the caller's fault.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// Nothing came in the time given.
     #[error("nothing came in time")]
     TimedOut,
@@ -140,6 +146,8 @@ impl ChannelError {
         match self {
             Self::Closed | Self::Ring(_) | Self::Memory(_) | Self::Protocol(_) => true,
             Self::TooLarge { .. }
+            | Self::Refused(_)
+            | Self::Unsupported(_)
             | Self::OutOfBuffer { .. }
             | Self::CompletionTooLarge { .. }
             | Self::TimedOut

@@ -25,6 +25,7 @@ mod sources;
 mod spin;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
+mod transfer;
 
 pub use vmbus_core::Guid;
 pub use vmbus_core::guid;
@@ -43,3 +44,4 @@ pub use root::{
     RootBuilder, Status,
 };
 pub use spin::Spin;
+pub use transfer::{Delivery, Parcel, TransferMode};

@@ -104,6 +104,10 @@ impl Core {
         self.side.retarget(vp);
     }
 
+    pub(crate) fn side(&self) -> &Side {
+        &self.side
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

@@ -107,6 +107,11 @@ impl Request {
         }
     }
 
+    /// What the peer gave, for requests that speak of it.
+    pub(crate) fn gifts(&self) -> &crate::transfer::Gifts {
+        self.core.side().gifts()
+    }
+
     /// The one range of guest memory, to read from.
     ///
     /// # Errors

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmbus_core::synic::EVENT_CONNECTION;
-use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd};
+use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd, SealedGift};
 
 use super::writes::Writes;
+use crate::buffer::Buffer;
+use crate::error::ChannelError;
+use crate::guest::ROOT_DOMAIN;
 use crate::interrupt_page::{Half, InterruptPage};
+use crate::transfer::Gifts;
 
 /// The event flag that all channels share where the interrupt page tells them apart. It announces messages, too, and
 /// comes to the same area.
@@ -25,12 +29,14 @@ pub(crate) enum Side {
         flag: Flag,
         /// How the guest learns that its memory was written.
         writes: Arc<Writes>,
+        gifts: Arc<Gifts>,
     },
     /// We are a guest.
     Guest {
         end: Arc<dyn GuestEnd>,
         /// How the root is signalled.
         doorbell: Doorbell,
+        gifts: Arc<Gifts>,
     },
 }
 
@@ -64,7 +70,7 @@ impl Side {
                     }
                 },
             },
-            Self::Guest { end, doorbell } => match doorbell {
+            Self::Guest { end, doorbell, .. } => match doorbell {
                 Doorbell::Connection(connection_id) => end.signal(*connection_id),
                 Doorbell::Page(page, relid) => {
                     // Whoever set the bit before us has signalled, and the root has not taken it yet.
@@ -121,6 +127,42 @@ impl Side {
         match self {
             Self::Root { end, .. } => end.worker_bell(area),
             Self::Guest { end, .. } => end.vp_bell(area),
+        }
+    }
+
+    /// Memory that both ends see, for one parcel.
+    pub(crate) fn share(&self, bytes: usize) -> Result<Buffer, ChannelError> {
+        match self {
+            Self::Root { .. } => Err(ChannelError::Unsupported("a root has no memory that a guest sees")),
+            Self::Guest { end, .. } => match end.allocate(ROOT_DOMAIN, bytes) {
+                Ok(pages) => Ok(Buffer::new(pages, bytes)),
+                Err(error) => Err(ChannelError::Io(std::io::Error::other(error))),
+            },
+        }
+    }
+
+    /// Whether memory can be given to the peer.
+    pub(crate) fn takes_gifts(&self) -> bool {
+        match self {
+            Self::Root { end, .. } => end.info().takes_gifts,
+            Self::Guest { end, .. } => end.info().takes_gifts,
+        }
+    }
+
+    /// Gives memory to the peer, under the name that is returned.
+    pub(crate) fn give(&self, gift: SealedGift) -> Result<u32, ChannelError> {
+        let id = self.gifts().next_id();
+        let given = match self {
+            Self::Root { end, .. } => end.give(id, gift).and_then(|()| end.flush()),
+            Self::Guest { end, .. } => end.give(id, gift).and_then(|()| end.flush()),
+        };
+        given.map(|_| id).map_err(|error| ChannelError::Io(std::io::Error::other(error)))
+    }
+
+    /// What the peer gave.
+    pub(crate) fn gifts(&self) -> &Gifts {
+        match self {
+            Self::Root { gifts, .. } | Self::Guest { gifts, .. } => gifts,
         }
     }
 

@@ -21,11 +21,14 @@ use crate::error::{Error, Refusal};
 use crate::interrupt_page::InterruptPage;
 use crate::sources;
 use crate::spin::Spin;
+use crate::transfer::{GiftLimits, Gifts, Taking};
 
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
 /// Commands taken from the inbox while the root has more to say.
 const COMMANDS_AT_ONCE: usize = 64;
+/// Gifts of the root that may wait for the request that speaks of them.
+const GIFTS: GiftLimits = GiftLimits { count: 64, bytes: 256 << 20 };
 
 pub(super) enum Command {
     Open {
@@ -55,6 +58,7 @@ pub(super) struct Task {
     by_flag: HashMap<u16, Arc<Core>>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<(SharedPages, InterruptPage)>,
+    gifts: Arc<Gifts>,
     areas: Areas,
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
@@ -110,6 +114,7 @@ impl Task {
             channels: HashMap::new(),
             rings: HashMap::new(),
             by_flag: HashMap::new(),
+            gifts: Arc::default(),
             areas: Areas::new(end.info().vps),
             refused: Vec::new(),
             reasons: HashMap::new(),
@@ -232,7 +237,11 @@ impl Task {
                 },
                 // A process has nothing to reset; it ends when its caller wants it to.
                 Some(FromRoot::SystemReset | FromRoot::SystemQuit | FromRoot::MemoryChanged) => {}
-                Some(FromRoot::Given { .. }) => {}
+                Some(FromRoot::Given { id, gift }) => {
+                    if let Err(refusal) = self.gifts.came(id, gift, Ok(Taking::Map), GIFTS) {
+                        tracing::warn!(%refusal, "a gift of the root");
+                    }
+                }
                 Some(FromRoot::HungUp) => return Err(Error::Disconnected),
                 None => return Ok(false),
             }

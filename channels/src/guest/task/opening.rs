@@ -115,7 +115,8 @@ impl Task {
         let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
         let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
         let doorbell = self.doorbell(relid, connection_id);
-        let side = Arc::new(Side::Guest { end: Arc::clone(&self.end), doorbell });
+        let side =
+            Arc::new(Side::Guest { end: Arc::clone(&self.end), doorbell, gifts: Arc::clone(&self.gifts) });
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
         let core = Core::new(side, channel.area, incoming, outgoing, LIMITS)
             .map_err(|fault| Error::Channel(fault.into()))?;

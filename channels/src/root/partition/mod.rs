@@ -4,6 +4,7 @@
 
 mod actions;
 mod deciding;
+mod giving;
 mod interrupts;
 mod offering;
 mod opening;
@@ -28,6 +29,7 @@ use crate::event::Event;
 use crate::interrupt_page::InterruptPage;
 use crate::provider::Client;
 use crate::sources;
+use crate::transfer::Gifts;
 
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
@@ -67,6 +69,8 @@ pub(super) struct Partition {
     interrupt_page: Option<InterruptPage>,
     areas: Areas,
     writes: Arc<Writes>,
+    /// Memory that the partition gave and no channel fetched.
+    gifts: Arc<Gifts>,
     /// Why a message could not be delivered, which ends the partition.
     undelivered: Option<LinkError>,
     /// Faults, refusals and crashes so far.
@@ -117,6 +121,7 @@ impl Partition {
             interrupt_page: None,
             areas: Areas::new(end.info().workers),
             writes: Writes::new(&end),
+            gifts: Arc::default(),
             undelivered: None,
             faults: 0,
             root,
@@ -233,7 +238,7 @@ impl Partition {
             }
             // No other message type belongs to the bus.
             FromGuest::Message { .. } | FromGuest::Msr { .. } | FromGuest::MemoryChanged => {}
-            FromGuest::Given { .. } => {}
+            FromGuest::Given { id, gift } => self.given(id, gift),
             FromGuest::Signal { connection_id, .. } => {
                 if connection_id == EVENT_CONNECTION {
                     self.take_page_signals();

@@ -54,6 +54,7 @@ impl Partition {
             vp: AtomicU32::new(open.target_vp),
             flag: self.flag(relid, open.event_flag),
             writes: Arc::clone(&self.writes),
+            gifts: Arc::clone(&self.gifts),
         });
         let limits =
             Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
