@@ -20,6 +20,7 @@ mod interrupt_page;
 mod offer;
 mod pipe;
 mod provider;
+mod quotas;
 mod root;
 mod sources;
 mod spin;
@@ -39,6 +40,7 @@ pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions};
 pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
 pub use provider::{Client, OpenRequest, Provider, Session};
+pub use quotas::{Quotas, Used};
 pub use root::{
     AllowAll, ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Policy, Question, Root,
     RootBuilder, Status,

@@ -9,7 +9,7 @@ use vmbus_channels::Status;
 
 /// Arguments of `vmbus ls`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  vmbus ls --socket bus.sock --json | jq .partitions[].name")]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Where the root listens
     #[arg(long, value_name = "PATH")]
@@ -19,13 +19,22 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+const EXAMPLES: &str = "\
+Examples:
+  vmbus ls --socket bus.sock -v                how far each guest's bounds are used, too
+  vmbus ls --socket bus.sock --json | jq .partitions[].name
+  vmbus ls --socket bus.sock --json | jq '.partitions[].quotas[] | select(.now * 2 > .limit)'";
+
+pub(crate) fn run(arguments: &Arguments, verbose: u8) -> Result<()> {
     let status = Status::of(&arguments.socket)
         .with_context(|| format!("cannot ask the root at {}: is it running?", arguments.socket.display()))?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
         print(&status);
+        if verbose > 0 {
+            println!("\n{}", usage(&status));
+        }
     }
     Ok(())
 }
@@ -64,6 +73,23 @@ fn print(status: &Status) {
         }
     }
     println!("{channels}");
+}
+
+/// How far bounds are used.
+fn usage(status: &Status) -> Table {
+    let mut bounds = table(&["GUEST", "BOUND", "NOW", "MOST", "LIMIT"]);
+    for partition in &status.partitions {
+        for used in &partition.quotas {
+            bounds.add_row([
+                partition.name.clone(),
+                used.name.clone(),
+                used.now.to_string(),
+                used.most.to_string(),
+                used.limit.to_string(),
+            ]);
+        }
+    }
+    bounds
 }
 
 fn table(header: &[&str]) -> Table {

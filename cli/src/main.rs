@@ -55,14 +55,15 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log_to_stderr(arguments.verbose);
+    let verbose = arguments.verbose;
+    log_to_stderr(verbose);
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::DemoGuest(arguments) => demo::guest::run(&arguments),
         Command::DemoJanitor(arguments) => demo::world::clean_up_after(&arguments),
         Command::Root(arguments) => root::run(arguments),
         Command::Guest(arguments) => guest::run(&arguments),
-        Command::Ls(arguments) => ls::run(&arguments),
+        Command::Ls(arguments) => ls::run(&arguments, verbose),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {

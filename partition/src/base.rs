@@ -228,6 +228,10 @@ impl RootEnd for BaseRoot {
         self.send(&frame, Kind::Other)
     }
 
+    fn queued(&self) -> usize {
+        lock(&self.outgoing).writer.len()
+    }
+
     fn signal(&self, vp: u32, flag: u16) {
         if vp >= self.info.vps || flag >= 2048 {
             return;

@@ -224,6 +224,11 @@ impl<I: Event, O: Event> ControlLink<I, O> {
         self.push_out(&mut lock(&self.outgoing))
     }
 
+    /// Messages that the peer has no room for.
+    pub(crate) fn queued(&self) -> usize {
+        lock(&self.outgoing).backlog.len()
+    }
+
     /// Whether the socket is what the rest waits for.
     pub(crate) fn wants_write(&self) -> bool {
         match &lock(&self.outgoing).wire {

@@ -299,6 +299,11 @@ pub trait RootEnd: Send + Sync {
     /// [`LinkError::Backlog`]: the guest does not take its messages; [`LinkError::TooLong`]: the caller's fault.
     fn deliver(&self, vp: u32, sint: u8, payload: &[u8]) -> Result<(), LinkError>;
 
+    /// Messages, or frames, that wait because the partition does not take them.
+    fn queued(&self) -> usize {
+        0
+    }
+
     /// Sets an event flag of one of the guest's processors. No system call while that processor is awake, unless the
     /// partition is a base VMM. Flags from 2048 on and processors that do not exist are ignored.
     fn signal(&self, vp: u32, flag: u16);

@@ -99,6 +99,10 @@ impl RootEnd for ControlRoot {
         self.link.send(sint.into(), vp, CHANNEL_MESSAGE, payload)
     }
 
+    fn queued(&self) -> usize {
+        self.link.queued()
+    }
+
     #[inline]
     fn signal(&self, vp: u32, flag: u16) {
         self.link.signal(vp, flag);

@@ -216,6 +216,11 @@ impl FrameWriter {
         self.frames = 0;
     }
 
+    /// Frames that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

@@ -84,7 +84,7 @@ impl DeviceHandle {
     pub fn rescind(self) {
         if let Some(root) = self.root.upgrade() {
             lock(&root.devices).remove(self.id);
-            root.command_all(|| Command::Reconsider);
+            root.command_all(|| Command::Withdraw(self.id));
         }
     }
 }

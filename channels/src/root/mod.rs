@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::AbortHandle;
 use vmbus_core::Version;
-use vmbus_core::server::{Quotas, ServerConfig};
+use vmbus_core::server::ServerConfig;
 use vmbus_partition::{Listener, RootEnd, reactor};
 
 pub use self::devices::DeviceHandle;
@@ -29,6 +29,7 @@ pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
 use crate::error::Error;
 use crate::event::Event;
 use crate::provider::{Client, Provider};
+use crate::quotas::Quotas;
 use crate::spin::Spin;
 
 /// Events that a slow subscriber may lag behind before it misses some.
@@ -45,6 +46,8 @@ pub struct Root {
 /// What the partitions' tasks share.
 pub(crate) struct Inner {
     config: ServerConfig,
+    /// Bounds for each partition that has none of its own.
+    quotas: Quotas,
     spin: Spin,
     policy: Arc<dyn Policy>,
     devices: Mutex<Devices>,
@@ -88,6 +91,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// is within the bounds.
 pub struct RootBuilder {
     config: ServerConfig,
+    quotas: Quotas,
     spin: Spin,
     policy: Arc<dyn Policy>,
 }
@@ -101,7 +105,7 @@ impl RootBuilder {
 
     /// Bounds of what one guest can make the root hold.
     pub fn quotas(mut self, quotas: Quotas) -> Self {
-        self.config.quotas = quotas;
+        self.quotas = quotas;
         self
     }
 
@@ -121,6 +125,7 @@ impl RootBuilder {
     pub fn build(self) -> Root {
         let inner = Inner {
             config: self.config,
+            quotas: self.quotas,
             spin: self.spin,
             policy: self.policy,
             devices: Mutex::default(),
@@ -138,7 +143,12 @@ impl RootBuilder {
 impl Root {
     /// Settings for a root.
     pub fn builder() -> RootBuilder {
-        RootBuilder { config: ServerConfig::default(), spin: Spin::default(), policy: Arc::new(AllowAll) }
+        RootBuilder {
+            config: ServerConfig::default(),
+            quotas: Quotas::default(),
+            spin: Spin::default(),
+            policy: Arc::new(AllowAll),
+        }
     }
 
     /// A root with default settings that process guests reach at `path`. Needs a tokio runtime.
@@ -197,7 +207,7 @@ impl Root {
     pub fn offer(&self, provider: impl Provider) -> Result<DeviceHandle, Error> {
         let offer = provider.offer();
         let device = lock(&self.inner.devices).add(offer, Arc::new(provider))?;
-        self.inner.command_all(|| Command::Reconsider);
+        self.inner.command_all(|| Command::Offer(device));
         Ok(DeviceHandle::new(&self.inner, device))
     }
 
@@ -209,6 +219,14 @@ impl Root {
     /// Partitions, devices and channels at this moment.
     pub async fn status(&self) -> Status {
         self.inner.status().await
+    }
+
+    /// Other bounds for one partition from now on. What exceeds them already stays; nothing more comes to it. Those
+    /// of the attachment itself (memory, mappings, event areas, messages, posts) stay as they were.
+    pub fn limit(&self, partition: u32, quotas: Quotas) {
+        if let Some(inbox) = lock(&self.inner.partitions).get(&partition) {
+            let _ = inbox.send(Command::Limit(Box::new(quotas)));
+        }
     }
 
     /// Takes a partition off the bus, as if it had died.
@@ -258,7 +276,7 @@ impl Inner {
             partitions.insert(id, commands.clone());
         }
         self.tell(Event::Attached { client: client.clone(), extended: info.extended });
-        tokio::spawn(Partition::new(Arc::clone(self), end, client, commands, inbox).run());
+        tokio::spawn(Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox)).run());
         id
     }
 
@@ -276,7 +294,7 @@ impl Inner {
         lock(&self.partitions).remove(&client.id);
         self.left.notify_waiters();
         self.tell(Event::Detached { client: client.clone(), why });
-        self.command_all(|| Command::Reconsider);
+        self.command_all(|| Command::AskAgain);
     }
 
     fn command_all(&self, command: impl Fn() -> Command) {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{Command, Inner, lock};
+use crate::quotas::Used;
 
 /// Devices and partitions of a root at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,8 @@ pub struct PartitionStatus {
     pub gpadls: usize,
     /// Pages in those.
     pub pages: usize,
+    /// How far its bounds are used.
+    pub quotas: Vec<Used>,
     /// Channels that it is shown.
     pub channels: Vec<ChannelStatus>,
 }

@@ -243,6 +243,11 @@ impl Server {
         self.channels.iter().map(|(device, channel)| channel.info(*device))
     }
 
+    /// Other bounds from now on. What exceeds them already stays.
+    pub fn set_quotas(&mut self, quotas: Quotas) {
+        self.config.quotas = quotas;
+    }
+
     /// What the guest makes us hold at present.
     pub fn usage(&self) -> Usage {
         Usage {

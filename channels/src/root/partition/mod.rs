@@ -8,17 +8,19 @@ mod giving;
 mod interrupts;
 mod offering;
 mod opening;
+mod usage;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
-use vmbus_core::server::{DeviceKey, Server, ServerInput};
+use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
 use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, reactor};
 
+use self::usage::Gauges;
 use super::Inner;
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
@@ -28,6 +30,7 @@ use crate::error::ChannelError;
 use crate::event::Event;
 use crate::interrupt_page::InterruptPage;
 use crate::provider::Client;
+use crate::quotas::Quotas;
 use crate::sources;
 use crate::transfer::Gifts;
 
@@ -40,8 +43,14 @@ const LAST_WORDS: usize = 4096;
 
 /// What others want of a partition's task.
 pub(super) enum Command {
-    /// Devices came or went, or a guest that kept one for itself has left.
-    Reconsider,
+    /// A device came.
+    Offer(u64),
+    /// A device went.
+    Withdraw(u64),
+    /// A guest has left, that may have kept a device for itself.
+    AskAgain,
+    /// Other bounds hold from now on.
+    Limit(Box<Quotas>),
     /// A session is over and nothing of its channel is in use.
     Ended {
         relid: u32,
@@ -59,6 +68,8 @@ pub(super) struct Partition {
     server: Server,
     /// Devices that this partition is offered, by key.
     offered: HashMap<DeviceKey, Offered>,
+    /// Devices that this partition may not see, as far as their providers said until now.
+    unseen: BTreeSet<u64>,
     /// Open channels, by relid.
     open: HashMap<u32, OpenChannel>,
     /// Channels that share an event area, by event flag.
@@ -75,6 +86,8 @@ pub(super) struct Partition {
     undelivered: Option<LinkError>,
     /// Faults, refusals and crashes so far.
     faults: u32,
+    quotas: Quotas,
+    gauges: Gauges,
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
 }
@@ -90,6 +103,8 @@ struct OpenChannel {
     core: Arc<Core>,
     flag: u16,
     connection_id: u32,
+    /// Of both rings.
+    ring_bytes: u64,
     /// The server wants to know when the session is over.
     closing: bool,
     /// The session is over.
@@ -109,12 +124,15 @@ impl Partition {
         root: Arc<Inner>,
         end: Arc<dyn RootEnd>,
         client: Client,
-        commands: mpsc::UnboundedSender<Command>,
-        inbox: mpsc::UnboundedReceiver<Command>,
+        quotas: Quotas,
+        (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
     ) -> Self {
         Self {
-            server: Server::new(root.config.clone()),
+            server: Server::new(ServerConfig { quotas: quotas.protocol, ..root.config.clone() }),
+            quotas,
+            gauges: Gauges::default(),
             offered: HashMap::new(),
+            unseen: BTreeSet::new(),
             open: HashMap::new(),
             by_flag: HashMap::new(),
             by_connection: HashMap::new(),
@@ -167,7 +185,7 @@ impl Partition {
 
     /// Serves the partition until it is gone (an error) or we let it go.
     async fn serve(&mut self, sources: &Sources) -> Result<(), LinkError> {
-        self.reconsider();
+        self.offer_all();
         loop {
             self.take_signals();
             let more = self.take_messages()?;
@@ -227,6 +245,7 @@ impl Partition {
                 None => return Ok(false),
             }
             self.act();
+            self.note_usage();
         }
         Ok(true)
     }
@@ -274,7 +293,10 @@ impl Partition {
     /// `true`: let the partition go.
     fn command(&mut self, command: Command) -> bool {
         match command {
-            Command::Reconsider => self.reconsider(),
+            Command::Offer(id) => self.offer_if_visible(id),
+            Command::Withdraw(id) => self.withdraw(id),
+            Command::AskAgain => self.ask_again(),
+            Command::Limit(quotas) => self.limit(*quotas),
             Command::Ended { relid, device, result } => self.ended(relid, device, result),
             Command::Status(reply) => _ = reply.send(self.status()),
             Command::Detach => return true,
@@ -282,7 +304,8 @@ impl Partition {
         false
     }
 
-    fn status(&self) -> PartitionStatus {
+    fn status(&mut self) -> PartitionStatus {
+        let quotas = self.used();
         let channels = self.server.channels().map(|channel| ChannelStatus {
             relid: channel.relid,
             device: self
@@ -304,6 +327,7 @@ impl Partition {
             memory: self.end.memory().size(),
             gpadls: usage.gpadls,
             pages: usage.pages,
+            quotas,
             channels: channels.collect(),
         }
     }

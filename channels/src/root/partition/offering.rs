@@ -7,27 +7,46 @@ use super::super::lock;
 use super::{Offered, Partition};
 
 impl Partition {
-    /// Brings what this partition is offered in line with the root's devices.
-    pub(super) fn reconsider(&mut self) {
-        let devices: Vec<(u64, Device)> =
-            lock(&self.root.devices).iter().map(|(id, device)| (id, device.clone())).collect();
-        for (id, device) in &devices {
-            let key = DeviceKey(*id);
-            if !self.offered.contains_key(&key) && device.provider.visible_to(&self.client) {
-                self.offer(key, *id, device.clone());
-            }
+    /// Offers what this partition may see of the devices that are there.
+    pub(super) fn offer_all(&mut self) {
+        let devices: Vec<u64> = lock(&self.root.devices).iter().map(|(id, _)| id).collect();
+        for id in devices {
+            self.offer_if_visible(id);
         }
-        let gone: Vec<DeviceKey> = self
-            .offered
-            .iter()
-            .filter(|(_, offered)| !offered.withdrawn && !devices.iter().any(|(id, _)| *id == offered.id))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in gone {
-            if let Some(offered) = self.offered.get_mut(&key) {
-                offered.withdrawn = true;
-            }
+    }
+
+    /// Offers a device that came, unless it has gone meanwhile or is known already. The cost does not grow with the
+    /// number of devices.
+    pub(super) fn offer_if_visible(&mut self, id: u64) {
+        let key = DeviceKey(id);
+        if self.offered.contains_key(&key) {
+            return;
+        }
+        let Some(device) = lock(&self.root.devices).get(id).cloned() else { return };
+        if device.provider.visible_to(&self.client) {
+            self.unseen.remove(&id);
+            self.offer(key, id, device);
+        } else {
+            self.unseen.insert(id);
+        }
+    }
+
+    /// Takes back a device that went.
+    pub(super) fn withdraw(&mut self, id: u64) {
+        self.unseen.remove(&id);
+        let key = DeviceKey(id);
+        if let Some(offered) = self.offered.get_mut(&key)
+            && !offered.withdrawn
+        {
+            offered.withdrawn = true;
             self.server.handle(ServerInput::Rescind { device: key });
+        }
+    }
+
+    /// Offers what may be seen now that another guest has left.
+    pub(super) fn ask_again(&mut self) {
+        for id in std::mem::take(&mut self.unseen) {
+            self.offer_if_visible(id);
         }
     }
 

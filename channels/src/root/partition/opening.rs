@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use vmbus_core::Version;
 use vmbus_core::server::{DeviceKey, Open, ServerInput};
+use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::RefusedWhat;
 use vmbus_ringbuf::RingMemory;
 
@@ -14,6 +14,7 @@ use crate::channel::{Channel, Core, Limits, Side};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::provider::OpenRequest;
+use crate::quotas::count;
 
 impl Partition {
     pub(super) fn open_channel(&mut self, relid: u32, device: DeviceKey, open: &Open) {
@@ -47,6 +48,8 @@ impl Partition {
             target_vp: open.target_vp,
             user_data: open.user_data,
         };
+        let ring_bytes = count(open.ring.page_count()).saturating_mul(count(PAGE_SIZE));
+        self.admit_rings(ring_bytes)?;
         let start = device.provider.open(&self.client, &request)?;
 
         let side = Arc::new(Side::Root {
@@ -78,7 +81,11 @@ impl Partition {
             let _ = ended.send(Command::Ended { relid, device: key, result });
         });
         let connection_id = open.connection_id;
-        self.open.insert(relid, OpenChannel { core, flag, connection_id, closing: false, ended: false });
+        self.rings_opened(ring_bytes);
+        self.open.insert(
+            relid,
+            OpenChannel { core, flag, connection_id, ring_bytes, closing: false, ended: false },
+        );
         self.root.tell(Event::Opened {
             client: self.client.clone(),
             device: device.offer.name.clone(),
@@ -94,10 +101,16 @@ impl Partition {
                 channel.core.close();
             }
             Some(_) => {
-                self.open.remove(&relid);
+                self.forget(relid);
                 self.server.handle(ServerInput::Closed { relid });
             }
             None => self.server.handle(ServerInput::Closed { relid }),
+        }
+    }
+
+    fn forget(&mut self, relid: u32) {
+        if let Some(channel) = self.open.remove(&relid) {
+            self.rings_closed(channel.ring_bytes);
         }
     }
 
@@ -115,7 +128,7 @@ impl Partition {
         };
         self.root.tell(Event::Closed { client: self.client.clone(), device: name, relid, error });
         if asked_for {
-            self.open.remove(&relid);
+            self.forget(relid);
             self.server.handle(ServerInput::Closed { relid });
         } else {
             // The device left on its own: the guest is told, and may have it again afterwards.
