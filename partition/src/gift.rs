@@ -16,7 +16,7 @@ use vmbus_core::PAGE_SIZE;
 use vmbus_core::memory::SharedMemory;
 
 use crate::memory::{Mapping, Memfd, MemoryError};
-use crate::raw::{Map, Piece, View};
+use crate::raw::{Map, Piece, Populate, View};
 
 /// What a gift is sealed against: nobody changes its bytes or its size, and nobody takes a seal away.
 const SEALS: SealFlag = SealFlag::F_SEAL_WRITE
@@ -57,8 +57,9 @@ impl Gift {
     /// # Errors
     /// [`MemoryError::System`]: out of descriptors or memory.
     pub fn new(len: usize) -> Result<Self, MemoryError> {
-        let file = Memfd::unsealed("vmbus-gift", len as u64)?;
-        Ok(Self { mapping: file.map_all()?, len })
+        let mapping = Memfd::unsealed("vmbus-gift", len as u64)?.map_all()?;
+        populate(mapping.view(), Populate::ToWrite)?;
+        Ok(Self { mapping, len })
     }
 
     /// Its size in bytes.
@@ -140,10 +141,7 @@ impl SealedGift {
     /// # Errors
     /// [`MemoryError`]: a limit of ours.
     pub fn open(self) -> Result<Given, MemoryError> {
-        let len = self.len.next_multiple_of(PAGE_SIZE);
-        let map = Map::private(Piece { file: self.file.as_fd(), offset: 0, len })
-            .map_err(|source| MemoryError::System { what: "mapping a gift", source })?;
-        Ok(Given { view: View::whole(Arc::new(map)), len: self.len })
+        self.map(Populate::ToRead)
     }
 
     /// Copies the gift into memory that the taker owns, and lets the giver's file go.
@@ -151,10 +149,16 @@ impl SealedGift {
     /// # Errors
     /// [`MemoryError`]: a limit of ours.
     pub fn copy(self) -> Result<Given, MemoryError> {
-        let own = Mapping::anonymous(self.len)?;
-        let len = self.len;
-        self.open()?.view.copy_to(0, own.view(), 0, len);
-        Ok(Given { view: own.view().clone(), len })
+        self.map(Populate::ToWrite)
+    }
+
+    fn map(&self, how: Populate) -> Result<Given, MemoryError> {
+        let len = self.len.next_multiple_of(PAGE_SIZE);
+        let map = Map::private(Piece { file: self.file.as_fd(), offset: 0, len })
+            .map_err(|source| MemoryError::System { what: "mapping a gift", source })?;
+        let view = View::whole(Arc::new(map));
+        populate(&view, how)?;
+        Ok(Given { view, len: self.len })
     }
 }
 
@@ -219,5 +223,23 @@ impl Given {
 impl fmt::Debug for Given {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Given").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// Makes pages present at once. A kernel before 5.14 does not know how: there they are touched one by one, which in a
+/// private mapping makes them its own just the same.
+fn populate(view: &View, how: Populate) -> Result<(), MemoryError> {
+    match (view.populate(how), how) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), Populate::ToRead) if error.raw_os_error() == Some(Errno::EINVAL as i32) => Ok(()),
+        (Err(error), Populate::ToWrite) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+            let mut byte = [0];
+            for page in (0..view.len()).step_by(PAGE_SIZE) {
+                view.read(page, &mut byte);
+                view.write(page, &byte);
+            }
+            Ok(())
+        }
+        (Err(source), _) => Err(MemoryError::System { what: "making a gift's memory present", source }),
     }
 }

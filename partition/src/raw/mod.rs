@@ -16,7 +16,7 @@ mod view;
 pub(crate) use doubled::Doubled;
 pub(crate) use fds::{peer_process, process, read_nowait, receive};
 pub(crate) use io::{Direction, Part, transfer};
-pub(crate) use map::{Map, Piece};
+pub(crate) use map::{Map, Piece, Populate};
 #[cfg(feature = "tokio")]
 pub(crate) use register::register;
 pub(crate) use view::View;

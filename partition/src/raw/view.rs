@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{Map, copy};
+use super::{Map, Populate, copy};
 
 /// A part of a [`Map`], which it keeps alive. Every access is checked against its bounds and panics outside of them:
 /// offsets come from checked values, never straight from a peer.
@@ -27,6 +27,11 @@ impl View {
 
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Self {
         Self { base: self.at(offset, len), len, map: Arc::clone(&self.map) }
+    }
+
+    /// Makes all pages of the mapping present.
+    pub(crate) fn populate(&self, how: Populate) -> std::io::Result<()> {
+        self.map.populate(how)
     }
 
     #[inline(always)]
