@@ -30,7 +30,8 @@ pub trait Provider: Send + Sync + 'static {
         let _ = client;
     }
 
-    /// Admits one open, or refuses it with a reason that both ends show. Must not block.
+    /// Admits one open of the primary channel, or refuses it with a reason that both ends show. Must not block. Opens of
+    /// sub-channels are admitted by who asked for them ([`Channel::offer_subchannels`]).
     fn open(&self, client: &Client, open: &OpenRequest) -> Result<Self::Session, Refusal>;
 }
 
@@ -87,7 +88,11 @@ impl<P: Provider> AnyProvider for P {
     }
 
     fn open(&self, client: &Client, open: &OpenRequest) -> Result<Start, Refusal> {
-        let session = Provider::open(self, client, open)?;
-        Ok(Box::new(move |channel| Box::pin(session.serve(channel))))
+        Provider::open(self, client, open).map(start)
     }
+}
+
+/// What starts a session when its channel is there.
+pub(crate) fn start(session: impl Session) -> Start {
+    Box::new(move |channel| Box::pin(session.serve(channel)))
 }

@@ -14,6 +14,9 @@ pub struct Quotas {
     pub protocol: server::Quotas,
     /// Channels that are open at the same time, sub-channels included; an open beyond is refused.
     pub open_channels: usize,
+    /// Sub-channels of all its devices, rescinded ones that it has not released included. When a session asks for more,
+    /// none of those it asked for are offered.
+    pub subchannels: usize,
     /// Bytes of the rings of all open channels, control pages included; an open beyond is refused.
     pub ring_bytes: u64,
     /// Kernel mappings that its rings may take; an open beyond is refused.
@@ -34,6 +37,7 @@ impl Default for Quotas {
         Self {
             protocol: server::Quotas::default(),
             open_channels: 2047,
+            subchannels: 512,
             ring_bytes: 1 << 30,
             ring_maps: 16 << 10,
             memory: 1 << 40,

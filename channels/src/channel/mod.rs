@@ -7,6 +7,7 @@ mod replies;
 mod request;
 mod sending;
 mod side;
+mod subchannels;
 mod wait;
 mod writes;
 
@@ -21,6 +22,7 @@ pub(crate) use self::core::{Core, Limits};
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
 pub(crate) use self::side::{Doorbell, Flag, Side};
+pub(crate) use self::subchannels::{Admit, Ask};
 pub(crate) use self::writes::Writes;
 use crate::buffer::BufferRange;
 use crate::error::ChannelError;
@@ -32,6 +34,8 @@ use crate::spin::Spin;
 /// Dropping it closes the channel.
 pub struct Channel {
     core: Arc<Core>,
+    /// The root's end of a primary channel can have sub-channels.
+    subchannels: Option<Ask>,
     _end: End,
 }
 
@@ -50,7 +54,7 @@ impl Drop for End {
 impl Channel {
     /// `then` runs after the handle is gone.
     pub(crate) fn new(core: Arc<Core>, then: Option<Box<dyn FnOnce() + Send + Sync>>) -> Self {
-        Self { core: Arc::clone(&core), _end: End(core, then) }
+        Self { core: Arc::clone(&core), subchannels: None, _end: End(core, then) }
     }
 
     /// How long this channel looks for work before it sleeps; [`Spin::adaptive`] without this.

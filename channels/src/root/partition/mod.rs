@@ -8,6 +8,7 @@ mod giving;
 mod interrupts;
 mod offering;
 mod opening;
+mod subchannels;
 mod usage;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,13 +21,14 @@ use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
 use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, reactor};
 
+use self::subchannels::Subchannel;
 use self::usage::Gauges;
 use super::Inner;
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use crate::areas::{self, Areas};
-use crate::channel::{Core, Writes};
-use crate::error::ChannelError;
+use crate::channel::{Admit, Core, Writes};
+use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::interrupt_page::InterruptPage;
 use crate::provider::Client;
@@ -57,6 +59,14 @@ pub(super) enum Command {
         device: DeviceKey,
         result: Result<(), ChannelError>,
     },
+    /// The session of an open primary channel wants sub-channels.
+    OfferSubchannels {
+        relid: u32,
+        open: u64,
+        count: u16,
+        admit: Admit,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
     Status(oneshot::Sender<PartitionStatus>),
     Detach,
 }
@@ -78,6 +88,8 @@ pub(super) struct Partition {
     by_connection: HashMap<u32, Arc<Core>>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<InterruptPage>,
+    /// Opens so far.
+    opens: u64,
     areas: Areas,
     writes: Arc<Writes>,
     /// Memory that the partition gave and no channel fetched.
@@ -97,10 +109,15 @@ struct Offered {
     id: u64,
     area: u32,
     withdrawn: bool,
+    /// `None` for primary channels.
+    subchannel: Option<Subchannel>,
 }
 
 struct OpenChannel {
     core: Arc<Core>,
+    device: DeviceKey,
+    /// Number of this open, which no other of the partition has.
+    open: u64,
     flag: u16,
     connection_id: u32,
     /// Of both rings.
@@ -137,6 +154,7 @@ impl Partition {
             by_flag: HashMap::new(),
             by_connection: HashMap::new(),
             interrupt_page: None,
+            opens: 0,
             areas: Areas::new(end.info().workers),
             writes: Writes::new(&end),
             gifts: Arc::default(),
@@ -168,7 +186,7 @@ impl Partition {
             }
             self.act();
         }
-        for offered in self.offered.values() {
+        for offered in self.offered.values().filter(|offered| offered.subchannel.is_none()) {
             offered.device.provider.left(&self.client);
         }
         self.root.gone(&self.client, why);
@@ -298,6 +316,9 @@ impl Partition {
             Command::AskAgain => self.ask_again(),
             Command::Limit(quotas) => self.limit(*quotas),
             Command::Ended { relid, device, result } => self.ended(relid, device, result),
+            Command::OfferSubchannels { relid, open, count, admit, reply } => {
+                let _ = reply.send(self.offer_subchannels(relid, open, count, &admit));
+            }
             Command::Status(reply) => _ = reply.send(self.status()),
             Command::Detach => return true,
         }

@@ -52,26 +52,36 @@ impl Partition {
 
     pub(super) fn offer(&mut self, key: DeviceKey, id: u64, device: Device) {
         let area = self.areas.take();
-        let params = OfferParams {
-            class: device.offer.class,
-            instance: device.instance,
-            flags: device.offer.flags(),
-            user_defined: device.offer.wire_user_defined(),
-            worker: u8::try_from(area).unwrap_or(0),
-            ..OfferParams::default()
-        };
-        self.offered.insert(key, Offered { device, id, area, withdrawn: false });
+        let params = device.params(area);
+        self.offered.insert(key, Offered { device, id, area, withdrawn: false, subchannel: None });
         self.server.handle(ServerInput::Offer { device: key, offer: params });
     }
 
     /// The guest has let go of a rescinded device: it is offered again unless it was withdrawn.
     pub(super) fn released(&mut self, key: DeviceKey) {
         let Some(offered) = self.offered.remove(&key) else { return };
+        if offered.subchannel.is_some() {
+            return self.subchannel_released(&offered);
+        }
         self.areas.give_back(offered.area);
         if offered.withdrawn {
             offered.device.provider.left(&self.client);
         } else {
             self.offer(key, offered.id, offered.device);
+        }
+    }
+}
+
+impl Device {
+    /// The offer of the primary channel, whose signals arrive in our event area `area`.
+    pub(super) fn params(&self, area: u32) -> OfferParams {
+        OfferParams {
+            class: self.offer.class,
+            instance: self.instance,
+            flags: self.offer.flags(),
+            user_defined: self.offer.wire_user_defined(),
+            worker: u8::try_from(area).unwrap_or(0),
+            ..OfferParams::default()
         }
     }
 }

@@ -42,7 +42,7 @@ impl Partition {
         let incoming = memory.ring(pages.clone().take(downstream)).map_err(|error| refuse(&error))?;
         let outgoing = memory.ring(pages.skip(downstream)).map_err(|error| refuse(&error))?;
         let request = OpenRequest {
-            subchannel_index: 0,
+            subchannel_index: offered.subchannel.as_ref().map_or(0, |subchannel| subchannel.index),
             incoming_bytes: incoming.data_size(),
             outgoing_bytes: outgoing.data_size(),
             target_vp: open.target_vp,
@@ -50,7 +50,11 @@ impl Partition {
         };
         let ring_bytes = count(open.ring.page_count()).saturating_mul(count(PAGE_SIZE));
         self.admit_rings(ring_bytes)?;
-        let start = device.provider.open(&self.client, &request)?;
+        let start = match &offered.subchannel {
+            None => device.provider.open(&self.client, &request)?,
+            Some(subchannel) => (subchannel.admit)(&request)?,
+        };
+        let is_primary = offered.subchannel.is_none();
 
         let side = Arc::new(Side::Root {
             end: Arc::clone(&self.end),
@@ -69,7 +73,12 @@ impl Partition {
         }
         core.set_spin(self.root.spin);
 
-        let served = start(Channel::new(Arc::clone(&core), None));
+        self.opens += 1;
+        let mut channel = Channel::new(Arc::clone(&core), None);
+        if is_primary {
+            channel = channel.with_subchannels(self.asks_for_subchannels(relid, self.opens));
+        }
+        let served = start(channel);
         let (ended, channel) = (self.commands.clone(), Arc::clone(&core));
         tokio::spawn(async move {
             let result = match tokio::spawn(served).await {
@@ -84,7 +93,16 @@ impl Partition {
         self.rings_opened(ring_bytes);
         self.open.insert(
             relid,
-            OpenChannel { core, flag, connection_id, ring_bytes, closing: false, ended: false },
+            OpenChannel {
+                core,
+                device: key,
+                open: self.opens,
+                flag,
+                connection_id,
+                ring_bytes,
+                closing: false,
+                ended: false,
+            },
         );
         self.root.tell(Event::Opened {
             client: self.client.clone(),
@@ -131,7 +149,13 @@ impl Partition {
             self.forget(relid);
             self.server.handle(ServerInput::Closed { relid });
         } else {
-            // The device left on its own: the guest is told, and may have it again afterwards.
+            // The device left on its own: the guest is told, and may have it again afterwards; a sub-channel if the
+            // session of the primary asks for it again.
+            if let Some(offered) =
+                self.offered.get_mut(&device).filter(|offered| offered.subchannel.is_some())
+            {
+                offered.withdrawn = true;
+            }
             self.server.handle(ServerInput::Rescind { device });
         }
     }

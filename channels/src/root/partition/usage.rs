@@ -11,6 +11,7 @@ use crate::quotas::{Gauge, Quotas, Used, count};
 pub(super) struct Gauges {
     protocol: [Gauge; 7],
     open_channels: Gauge,
+    pub(super) subchannels: Gauge,
     ring_bytes: Gauge,
     messages: Gauge,
 }
@@ -85,6 +86,7 @@ impl Partition {
             .map(|(gauge, (quota, _, limit))| gauge.used(quota, count(limit)))
             .collect();
         used.push(self.gauges.open_channels.used("open channels", count(quotas.open_channels)));
+        used.push(self.gauges.subchannels.used("sub-channels", count(quotas.subchannels)));
         used.push(self.gauges.ring_bytes.used("bytes of rings", quotas.ring_bytes));
         used.push(self.gauges.messages.used("queued messages", count(quotas.messages)));
         used
