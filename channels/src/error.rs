@@ -79,6 +79,11 @@ impl Refusal {
     pub fn new(reason: impl Into<String>) -> Self {
         Self { status: Status::UNSUCCESSFUL, reason: reason.into() }
     }
+
+    /// Refuses because policy forbids it.
+    pub fn denied(reason: impl Into<String>) -> Self {
+        Self { status: Status::ACCESS_DENIED, reason: reason.into() }
+    }
 }
 
 /// Why a channel cannot go on, or why one packet could not be sent.

@@ -1,10 +1,12 @@
 //! What can be observed on a bus. Logs, listings and tests subscribe to these.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use vmbus_core::Version;
 use vmbus_core::server::Fault;
 
+use crate::policy::{Decided, Decision};
 use crate::provider::Client;
 
 /// One observable fact.
@@ -57,6 +59,8 @@ pub enum Event {
         /// The session's error, if it ended with one.
         error: Option<String>,
     },
+    /// The policy agent was asked.
+    Decided(Arc<Decided>),
     /// Something was refused.
     Refused {
         /// To whom.
@@ -110,6 +114,10 @@ impl Event {
             Self::Closed { client, device, relid, error } => {
                 tracing::info!(guest = %client.name, device, relid, error, "channel closed");
             }
+            Self::Decided(decided) => match decided.decision {
+                Decision::Allow | Decision::Change(_) => tracing::debug!(seq = decided.seq, "{decided}"),
+                Decision::Deny(_) => tracing::info!(seq = decided.seq, "{decided}"),
+            },
             Self::Refused { client, what, reason } => {
                 tracing::warn!(guest = %client.name, what, reason, "refused")
             }

@@ -19,6 +19,7 @@ mod guest;
 mod interrupt_page;
 mod offer;
 mod pipe;
+pub mod policy;
 mod provider;
 mod quotas;
 mod root;
@@ -39,11 +40,9 @@ pub use event::Event;
 pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions};
 pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
+pub use policy::{AllowAll, DenyAll, PolicyAgent};
 pub use provider::{Client, OpenRequest, Provider, Session};
 pub use quotas::{Quotas, Used};
-pub use root::{
-    AllowAll, ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Policy, Question, Root,
-    RootBuilder, Status,
-};
+pub use root::{ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Root, RootBuilder, Status};
 pub use spin::Spin;
 pub use transfer::{Delivery, Parcel, TransferMode};

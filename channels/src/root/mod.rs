@@ -3,7 +3,6 @@
 mod devices;
 mod greeting;
 mod partition;
-mod policy;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +13,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::AbortHandle;
@@ -24,16 +24,16 @@ use vmbus_partition::{Listener, RootEnd, reactor};
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
 use self::partition::{Command, Partition};
-pub use self::policy::{AllowAll, Policy, Question};
 pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
 use crate::error::Error;
 use crate::event::Event;
+use crate::policy::{Asker, AskerSettings, End, PolicyAgent, WallTime};
 use crate::provider::{Client, Provider};
 use crate::quotas::Quotas;
 use crate::spin::Spin;
 
 /// Events that a slow subscriber may lag behind before it misses some.
-const EVENTS_KEPT: usize = 1024;
+const EVENTS_KEPT: usize = 4096;
 
 /// A running root. Clones are handles to the same one; with the last nobody can attach any more, and partitions that
 /// have attached are served until they leave. [`run_until`](Self::run_until) ends it in order.
@@ -49,7 +49,7 @@ pub(crate) struct Inner {
     /// Bounds for each partition that has none of its own.
     quotas: Quotas,
     spin: Spin,
-    policy: Arc<dyn Policy>,
+    policy: Arc<Asker>,
     devices: Mutex<Devices>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
@@ -83,6 +83,11 @@ impl Drop for Tasks {
     }
 }
 
+fn tell(events: &broadcast::Sender<Event>, event: Event) {
+    event.trace();
+    let _ = events.send(event);
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -93,7 +98,7 @@ pub struct RootBuilder {
     config: ServerConfig,
     quotas: Quotas,
     spin: Spin,
-    policy: Arc<dyn Policy>,
+    policy: AskerSettings,
 }
 
 impl RootBuilder {
@@ -115,26 +120,43 @@ impl RootBuilder {
         self
     }
 
-    /// Who decides what guests may do; [`AllowAll`] without this.
-    pub fn policy(mut self, policy: impl Policy) -> Self {
-        self.policy = Arc::new(policy);
+    /// Who decides what guests may do; [`AllowAll`](crate::AllowAll) without this.
+    pub fn policy(mut self, agent: impl PolicyAgent) -> Self {
+        self.policy.agent = Arc::new(agent);
+        self
+    }
+
+    /// How long the policy agent may take for an answer; 5 s without this. Saying nothing is denying.
+    pub fn policy_deadline(mut self, deadline: Duration) -> Self {
+        self.policy.deadline = deadline;
+        self
+    }
+
+    /// Where questions to the policy agent have their time from; the system's clock without this.
+    pub fn policy_clock(mut self, clock: impl Fn() -> WallTime + Send + Sync + 'static) -> Self {
+        self.policy.clock = Arc::new(clock);
         self
     }
 
     /// A root that no partition can attach to yet.
     pub fn build(self) -> Root {
+        let events = broadcast::channel(EVENTS_KEPT).0;
+        let asker = Asker::new(self.policy, End::Root, {
+            let events = events.clone();
+            move |decided| tell(&events, Event::Decided(Arc::new(decided)))
+        });
         let inner = Inner {
             config: self.config,
             quotas: self.quotas,
             spin: self.spin,
-            policy: self.policy,
+            policy: Arc::new(asker),
             devices: Mutex::default(),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
             vm_names: Mutex::default(),
             closing: AtomicBool::new(false),
             left: Notify::new(),
-            events: broadcast::channel(EVENTS_KEPT).0,
+            events,
         };
         Root { inner: Arc::new(inner), _tasks: Arc::default() }
     }
@@ -147,7 +169,7 @@ impl Root {
             config: ServerConfig::default(),
             quotas: Quotas::default(),
             spin: Spin::default(),
-            policy: Arc::new(AllowAll),
+            policy: AskerSettings::default(),
         }
     }
 
@@ -236,6 +258,11 @@ impl Root {
         }
     }
 
+    /// Another policy agent decides from now on.
+    pub fn set_policy(&self, agent: impl PolicyAgent) {
+        self.inner.policy.set_agent(Arc::new(agent));
+    }
+
     /// Serves until `end` resolves, and then lets the guests' requests in flight finish.
     pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let output = end.await;
@@ -254,8 +281,7 @@ impl Root {
 
 impl Inner {
     pub(crate) fn tell(&self, event: Event) {
-        event.trace();
-        let _ = self.events.send(event);
+        tell(&self.events, event);
     }
 
     /// A number for a partition that is about to attach.
@@ -275,7 +301,6 @@ impl Inner {
             }
             partitions.insert(id, commands.clone());
         }
-        self.tell(Event::Attached { client: client.clone(), extended: info.extended });
         tokio::spawn(Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox)).run());
         id
     }
@@ -289,10 +314,15 @@ impl Inner {
         }
     }
 
-    /// A partition's task has ended.
-    fn gone(&self, client: &Client, why: String) {
+    /// A partition that was not to be one is gone.
+    fn turned_away(&self, client: &Client) {
         lock(&self.partitions).remove(&client.id);
         self.left.notify_waiters();
+    }
+
+    /// A partition's task has ended.
+    fn gone(&self, client: &Client, why: String) {
+        self.turned_away(client);
         self.tell(Event::Detached { client: client.clone(), why });
         self.command_all(|| Command::AskAgain);
     }

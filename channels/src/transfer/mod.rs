@@ -8,6 +8,7 @@ mod gifts;
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use vmbus_partition::{Gift, Given, GuestPages};
 use vmbus_ringbuf::TransferRange;
 
@@ -22,8 +23,9 @@ const GIVEN_SET: u16 = 0xfffe;
 /// Set number of transfer-page packets whose range is within their own payload.
 const COPIED_SET: u16 = 0xfffd;
 
-/// How bytes get from one partition to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How bytes get from one partition to another. Ordered: each trusts the other end with more than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TransferMode {
     /// In the packet: both ends have their own bytes from then on. Cheapest up to some pages.
     Copy,

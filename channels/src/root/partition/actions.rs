@@ -3,6 +3,8 @@
 use vmbus_core::server::{ServerAction, ServerInput};
 
 use super::Partition;
+use super::deciding::bytes;
+use super::sharing::List;
 use crate::event::Event;
 
 impl Partition {
@@ -18,8 +20,11 @@ impl Partition {
                 ServerAction::Ask { id, question } => self.decide(id, &question),
                 ServerAction::Open { relid, device, open } => self.open_channel(relid, device, &open),
                 ServerAction::Close { relid, .. } => self.close_channel(relid),
-                ServerAction::Gpadl { .. } => {}
+                ServerAction::Gpadl { relid, gpadl, pages, .. } => {
+                    self.shares.add(List::Made { relid, gpadl }, relid, bytes(pages.page_count()));
+                }
                 ServerAction::ReleaseGpadl { relid, gpadl, .. } => {
+                    self.shares.remove(List::Made { relid, gpadl });
                     self.server.handle(ServerInput::GpadlReleased { relid, gpadl });
                 }
                 ServerAction::Retarget { relid, vp, .. } => {

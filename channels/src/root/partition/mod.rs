@@ -3,11 +3,13 @@
 //! One task per partition owns all of this. Sessions run in tasks of their own and report their end here.
 
 mod actions;
+mod admitting;
 mod deciding;
 mod giving;
 mod interrupts;
 mod offering;
 mod opening;
+mod sharing;
 mod subchannels;
 mod usage;
 
@@ -17,10 +19,13 @@ use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
 use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, reactor};
 
+use self::deciding::Answered;
+use self::sharing::Shares;
 use self::subchannels::Subchannel;
 use self::usage::Gauges;
 use super::Inner;
@@ -31,6 +36,7 @@ use crate::channel::{Admit, Core, Writes};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::interrupt_page::InterruptPage;
+use crate::policy::Who;
 use crate::provider::Client;
 use crate::quotas::Quotas;
 use crate::sources;
@@ -67,6 +73,8 @@ pub(super) enum Command {
         admit: Admit,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
+    /// The policy agent has answered.
+    Answered(Box<Answered>),
     Status(oneshot::Sender<PartitionStatus>),
     Detach,
 }
@@ -75,6 +83,8 @@ pub(super) struct Partition {
     root: Arc<Inner>,
     end: Arc<dyn RootEnd>,
     client: Client,
+    /// The same for policy.
+    who: Who,
     server: Server,
     /// Devices that this partition is offered, by key.
     offered: HashMap<DeviceKey, Offered>,
@@ -100,6 +110,14 @@ pub(super) struct Partition {
     faults: u32,
     quotas: Quotas,
     gauges: Gauges,
+    /// What this partition shares over which channel.
+    shares: Shares,
+    /// Tasks that wait for an agent. They end with the partition.
+    asking: JoinSet<()>,
+    /// Questions whose answers were not taken from the inbox yet.
+    unanswered: usize,
+    /// Gifts that policy decides about: how many, and their bytes.
+    gifts_asked: (usize, u64),
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
 }
@@ -160,6 +178,11 @@ impl Partition {
             gifts: Arc::default(),
             undelivered: None,
             faults: 0,
+            who: admitting::who(&*end, &client),
+            shares: Shares::default(),
+            asking: JoinSet::new(),
+            unanswered: 0,
+            gifts_asked: (0, 0),
             root,
             end,
             client,
@@ -170,10 +193,15 @@ impl Partition {
 
     pub(super) async fn run(mut self) {
         let why = match self.sources() {
-            Ok(sources) => match self.serve(&sources).await {
-                Ok(()) => "detached".to_owned(),
-                Err(error) => error.to_string(),
-            },
+            Ok(sources) => {
+                if self.admit(&sources).await.is_err() {
+                    return self.root.turned_away(&self.client);
+                }
+                match self.serve(&sources).await {
+                    Ok(()) => "detached".to_owned(),
+                    Err(error) => error.to_string(),
+                }
+            }
             Err(error) => error.to_string(),
         };
         self.writes.end();
@@ -315,9 +343,10 @@ impl Partition {
             Command::Withdraw(id) => self.withdraw(id),
             Command::AskAgain => self.ask_again(),
             Command::Limit(quotas) => self.limit(*quotas),
+            Command::Answered(answered) => self.answered(*answered),
             Command::Ended { relid, device, result } => self.ended(relid, device, result),
             Command::OfferSubchannels { relid, open, count, admit, reply } => {
-                let _ = reply.send(self.offer_subchannels(relid, open, count, &admit));
+                self.ask_for_subchannels(relid, open, count, admit, reply);
             }
             Command::Status(reply) => _ = reply.send(self.status()),
             Command::Detach => return true,
