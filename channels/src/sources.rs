@@ -1,13 +1,12 @@
 //! Descriptors to wait on that may not be there.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
-use tokio::io::unix::AsyncFd;
 use vmbus_partition::LinkError;
+use vmbus_partition::reactor::Watching;
 
 /// Returns when `source` has become readable; never without one.
-pub(crate) async fn readable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), LinkError> {
+pub(crate) async fn readable(source: &Option<Watching>) -> Result<(), LinkError> {
     match source {
         Some(source) => source.readable().await.map_err(failed)?.clear_ready(),
         None => std::future::pending().await,
@@ -16,7 +15,7 @@ pub(crate) async fn readable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), Li
 }
 
 /// Returns when `source` has become writable; never without one.
-pub(crate) async fn writable(source: &Option<AsyncFd<OwnedFd>>) -> Result<(), LinkError> {
+pub(crate) async fn writable(source: &Option<Watching>) -> Result<(), LinkError> {
     match source {
         Some(source) => source.writable().await.map_err(failed)?.clear_ready(),
         None => std::future::pending().await,

@@ -46,8 +46,12 @@ const NEEDED: u64 = FEATURE_CONTROL_AREA;
 pub struct AttachLimits {
     /// Virtual processors of a base VMM.
     pub vps: u32,
-    /// Event areas of the root's workers.
+    /// Event areas of the root's workers; each takes a descriptor.
     pub workers: u16,
+    /// Event areas of the partition's own; each takes a descriptor of the root.
+    pub areas: u16,
+    /// Messages to a partition that wait beyond those in its ring.
+    pub messages: usize,
     /// Bytes of memory in HELLO.
     pub memory: u64,
     /// Kernel mappings that its rings may take.
@@ -60,11 +64,13 @@ pub struct AttachLimits {
 }
 
 impl Default for AttachLimits {
-    /// 256 processors, five workers, 1 TiB, bells that nobody can block, and what the parts say themselves.
+    /// 256 processors, three workers, 16 event areas, 4096 messages, 1 TiB, bells that nobody can block, and what the parts say themselves.
     fn default() -> Self {
         Self {
             vps: 256,
-            workers: 5,
+            workers: 3,
+            areas: 16,
+            messages: crate::control_link::DEFAULT_BACKLOG,
             memory: 1 << 40,
             ring_maps: crate::gpa::DEFAULT_RING_MAPS,
             bells: BellKind::Pipe,
@@ -79,7 +85,7 @@ impl Default for AttachLimits {
 /// after HELLO; one whose second frame is another is a base VMM. Drop it to refuse, or [`Attaching::refuse`].
 #[derive(Debug)]
 pub struct Attaching {
-    socket: Arc<UnixStream>,
+    socket: Arc<OwnedFd>,
     credentials: Option<Credentials>,
     /// Gone once the partition is attached or refused.
     conversation: Option<Conversation>,
@@ -91,7 +97,7 @@ struct Conversation {
     writer: FrameWriter,
     limits: AttachLimits,
     credentials: Option<Credentials>,
-    peer: Option<OwnedFd>,
+    peer: Option<Arc<OwnedFd>>,
     default_name: String,
     id: u32,
     hello: Option<(Hello, Arc<GpaSpace>)>,
@@ -111,7 +117,7 @@ impl Attaching {
     ) -> Result<Self, LinkError> {
         socket.set_nonblocking(true).map_err(LinkError::system("preparing a connection"))?;
         let (credentials, peer) = identify(&socket);
-        let socket = Arc::new(socket);
+        let socket = Arc::new(OwnedFd::from(socket));
         let conversation = Conversation {
             reader: FrameReader::new(Arc::clone(&socket)),
             writer: FrameWriter::new(Arc::clone(&socket)),
@@ -229,6 +235,9 @@ impl Conversation {
         let mut descriptors = descriptors.into_iter();
         let file = descriptors.next().ok_or(LinkError::Protocol("passed no control area"))?;
         let area = ControlArea::from_peer(Memfd::from_peer(file)?)?;
+        if area.vps() > self.limits.areas {
+            return Err(LinkError::Protocol("has more event areas than it may"));
+        }
         // One bell per worker that the guest offers; of those the root uses what it grants.
         let offered = area.workers();
         if descriptors.len() < usize::from(offered) {
@@ -241,7 +250,7 @@ impl Conversation {
             own_bells.push(bell.map_err(LinkError::system("taking over a bell"))?);
         }
         let (bells, theirs) = bells(self.limits.bells, area.vps())?;
-        let theirs = theirs.into_iter().map(OwnedFd::from).collect();
+        let theirs = descriptors_of(theirs)?;
         let mut bytes = Vec::new();
         let accept = RootFrame::ExtAccept {
             features: features & GRANTED,
@@ -271,7 +280,8 @@ impl Conversation {
             credentials: self.credentials,
         };
         let wires = (WireIn::Socket(self.reader), WireOut::Socket(self.writer));
-        let link = ControlLink::new(End::Root, area, bells, own_bells, wires);
+        let link =
+            ControlLink::new(End::Root, area, bells, own_bells, wires).with_backlog(self.limits.messages);
         Ok(ControlRoot::new(link, info, memory, self.peer))
     }
 
@@ -332,13 +342,13 @@ fn memory_of(hello: &Hello, file: Option<OwnedFd>, limits: &AttachLimits) -> Res
 }
 
 /// Who is at the other end, and a descriptor that becomes readable when that process ends.
-fn identify(socket: &UnixStream) -> (Option<Credentials>, Option<OwnedFd>) {
+fn identify(socket: &UnixStream) -> (Option<Credentials>, Option<Arc<OwnedFd>>) {
     let Ok(peer) = getsockopt(socket, PeerCredentials) else { return (None, None) };
     let credentials = Credentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() };
     // By number only where the kernel cannot tell directly: the number might be another's by now, in which case the
     // socket tells of the end.
     let process = raw::peer_process(socket.as_fd()).or_else(|_| raw::process(credentials.pid));
-    (Some(credentials), process.ok())
+    (Some(credentials), process.ok().map(Arc::new))
 }
 
 /// Attaches a process as a guest to the root that listens at `path`. Waits for the root's answer as long as
@@ -369,7 +379,7 @@ pub fn connect(path: impl AsRef<Path>, options: &GuestOptions) -> Result<Control
 pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest, LinkError> {
     socket.set_nonblocking(true).map_err(LinkError::system("preparing a connection"))?;
     let (_, peer) = identify(&socket);
-    let socket = Arc::new(socket);
+    let socket = Arc::new(OwnedFd::from(socket));
     let mut writer = FrameWriter::new(Arc::clone(&socket));
     let mut reader = FrameReader::new(socket);
     let (memory, file) = GuestMemory::new(options.memory)?;
@@ -387,7 +397,7 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
     let mut bytes = Vec::new();
     GuestFrame::ExtOffer { features: GRANTED, version: EXT_VERSION, name: &options.name }.emit(&mut bytes);
     let mut descriptors = vec![copy(area.file().as_fd())?];
-    descriptors.extend(theirs.into_iter().map(OwnedFd::from));
+    descriptors.extend(descriptors_of(theirs)?);
     writer.push(bytes, descriptors, None)?;
 
     let answer = wait_for_answer(&mut reader, &mut writer, options)?;
@@ -417,6 +427,12 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
     let wires = (WireIn::Socket(reader), WireOut::Socket(writer));
     let link = ControlLink::new(End::Guest, area, bells, own_bells, wires);
     Ok(ControlGuest::new(link, info, memory, peer, options.memory))
+}
+
+/// What is handed over of bells whose other ends we ring.
+fn descriptors_of(bells: Vec<BellReceiver>) -> Result<Vec<OwnedFd>, LinkError> {
+    let descriptors: io::Result<_> = bells.into_iter().map(BellReceiver::into_descriptor).collect();
+    descriptors.map_err(LinkError::system("duplicating a descriptor"))
 }
 
 struct Answer {

@@ -1,15 +1,15 @@
 //! The root's end of a partition that speaks base frames only: a VMM, whose signals and messages are frames.
 
 use std::collections::{HashSet, VecDeque};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use crate::control_link::lock;
 use crate::frame::{GuestFrame, MAX_MESSAGE, RootFrame};
 use crate::gift::SealedGift;
 use crate::gpa::GpaSpace;
-use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd};
+use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd, Watched};
 use crate::root_link::CHANNEL_MESSAGE;
 use crate::stream::{FrameReader, FrameWriter, Read};
 
@@ -25,8 +25,8 @@ const INSUFFICIENT_BUFFERS: u32 = 0x13;
 pub struct BaseRoot {
     info: PartitionInfo,
     memory: Arc<GpaSpace>,
-    socket: Arc<UnixStream>,
-    peer: Option<OwnedFd>,
+    socket: Arc<OwnedFd>,
+    peer: Option<Arc<OwnedFd>>,
     incoming: Mutex<InState>,
     outgoing: Mutex<OutState>,
     /// Posts between two moments at which the socket was empty, before the guest is told to slow down.
@@ -58,7 +58,7 @@ impl BaseRoot {
         info: PartitionInfo,
         memory: Arc<GpaSpace>,
         (reader, writer): (FrameReader, FrameWriter),
-        peer: Option<OwnedFd>,
+        peer: Option<Arc<OwnedFd>>,
         early: Vec<u8>,
         post_quota: u32,
     ) -> Self {
@@ -170,8 +170,16 @@ impl RootEnd for BaseRoot {
         Some(self.socket.as_fd())
     }
 
+    fn watch(&self, what: Watched) -> io::Result<Option<Arc<OwnedFd>>> {
+        Ok(match what {
+            Watched::Socket => Some(Arc::clone(&self.socket)),
+            Watched::Process => self.peer.clone(),
+            Watched::Bell(_) => None,
+        })
+    }
+
     fn peer_process(&self) -> Option<BorrowedFd<'_>> {
-        self.peer.as_ref().map(AsFd::as_fd)
+        self.peer.as_deref().map(AsFd::as_fd)
     }
 
     fn receive(&self) -> Result<Option<FromGuest>, LinkError> {

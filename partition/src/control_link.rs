@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,12 +11,12 @@ use crate::area::{self, FLAGS, MESSAGE_FLAG};
 use crate::control_area::{Area, ControlArea, End, MessageReceiver, MessageSender, Slot};
 use crate::doorbell::{Bell, BellReceiver};
 use crate::frame::MAX_MESSAGE;
-use crate::link::LinkError;
+use crate::link::{LinkError, Watched};
 use crate::stream::{Claim, FrameReader, FrameWriter, Read};
 
 /// Messages that wait for a peer that does not take them, beyond those in the ring: more than the offers of all
 /// channels that there can be, which come at once.
-const MAX_BACKLOG: usize = 4096;
+pub(crate) const DEFAULT_BACKLOG: usize = 4096;
 
 /// What one end says besides messages and signals: rare things, which travel as frames.
 pub(crate) trait Event: Sized {
@@ -77,7 +76,8 @@ pub(crate) struct ControlLink<I, O> {
     outgoing: Mutex<OutState<O>>,
     /// Something waits for the peer to make room.
     stalled: AtomicBool,
-    socket: Option<Arc<UnixStream>>,
+    socket: Option<Arc<OwnedFd>>,
+    max_backlog: usize,
 }
 
 #[derive(Debug)]
@@ -120,6 +120,22 @@ impl<I: Event, O: Event> ControlLink<I, O> {
             outgoing: Mutex::new(outgoing),
             stalled: AtomicBool::new(false),
             socket,
+            max_backlog: DEFAULT_BACKLOG,
+        }
+    }
+
+    /// With another bound for what waits for a peer that does not take it.
+    pub(crate) fn with_backlog(mut self, max_backlog: usize) -> Self {
+        self.max_backlog = max_backlog;
+        self
+    }
+
+    /// A descriptor to wait on, for a reactor that keeps it.
+    pub(crate) fn shared(&self, what: Watched, process: Option<&Arc<OwnedFd>>) -> Option<Arc<OwnedFd>> {
+        match what {
+            Watched::Socket => self.socket.clone(),
+            Watched::Process => process.cloned(),
+            Watched::Bell(area) => self.own_bells.get(area as usize).map(|bell| Arc::clone(bell.shared())),
         }
     }
 
@@ -187,7 +203,7 @@ impl<I: Event, O: Event> ControlLink<I, O> {
             frames: U32::new(state.frames()),
             data,
         };
-        if state.backlog.len() >= MAX_BACKLOG {
+        if state.backlog.len() >= self.max_backlog {
             return Err(LinkError::Backlog { queued: state.backlog.len() });
         }
         state.backlog.push_back(slot);
@@ -206,7 +222,7 @@ impl<I: Event, O: Event> ControlLink<I, O> {
             }
             WireOut::Local { wire, frames } => {
                 let mut queue = lock(&wire.queue);
-                if queue.len() >= MAX_BACKLOG {
+                if queue.len() >= self.max_backlog {
                     return Err(LinkError::Backlog { queued: queue.len() });
                 }
                 queue.push_back(event);

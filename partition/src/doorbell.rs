@@ -7,9 +7,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::Mode;
 use nix::unistd::{pipe2, write};
 
 use crate::raw::read_nowait;
@@ -19,14 +21,14 @@ use crate::raw::read_nowait;
 pub struct Bell {
     descriptor: OwnedFd,
     kind: BellKind,
-    /// Writing to a pipe without a reader raises SIGPIPE, which is the host program's: so there always is a reader.
+    /// A reader where `descriptor` cannot be one itself: see [`unbreakable`].
     _reader: Option<OwnedFd>,
 }
 
 /// The end that waits: its descriptor is readable while the bell rings.
 #[derive(Debug)]
 pub struct BellReceiver {
-    descriptor: OwnedFd,
+    descriptor: Arc<OwnedFd>,
 }
 
 /// What a bell is made of.
@@ -48,18 +50,27 @@ impl BellKind {
             Self::Event => {
                 let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
                 let descriptor = OwnedFd::from(event);
-                let receiver = BellReceiver { descriptor: descriptor.try_clone()? };
+                let receiver = BellReceiver { descriptor: Arc::new(descriptor.try_clone()?) };
                 Ok((Bell { descriptor, kind: self, _reader: None }, receiver))
             }
             Self::Pipe => {
                 let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-                let kept = Some(reader.try_clone()?);
-                Ok((
-                    Bell { descriptor: writer, kind: self, _reader: kept },
-                    BellReceiver { descriptor: reader },
-                ))
+                let (descriptor, kept) = unbreakable(&reader, writer)?;
+                let bell = Bell { descriptor, kind: self, _reader: kept };
+                Ok((bell, BellReceiver { descriptor: Arc::new(reader) }))
             }
         }
+    }
+}
+
+/// The writing end of a pipe that always has a reader: writing to one without raises SIGPIPE, which is the host
+/// program's. A descriptor for both is its own reader, which saves one. Where none can be had a second one reads.
+fn unbreakable(reader: &OwnedFd, writer: OwnedFd) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    match open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty()) {
+        Ok(both) => Ok((both, None)),
+        // No /proc, or we have become another user since.
+        Err(_) => Ok((writer, Some(reader.try_clone()?))),
     }
 }
 
@@ -83,7 +94,7 @@ impl BellReceiver {
     /// could make us wait. The peer's fault.
     pub fn from_peer(descriptor: OwnedFd, kind: BellKind) -> io::Result<Self> {
         if kind_of(&descriptor)? == Some(kind) {
-            Ok(Self { descriptor })
+            Ok(Self { descriptor: Arc::new(descriptor) })
         } else {
             Err(io::ErrorKind::InvalidInput.into())
         }
@@ -94,7 +105,20 @@ impl BellReceiver {
     /// # Errors
     /// As [`BellReceiver::from_peer`].
     pub fn from_root(descriptor: OwnedFd) -> io::Result<Self> {
-        kind_of(&descriptor)?.map(|_| Self { descriptor }).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        match kind_of(&descriptor)? {
+            Some(_) => Ok(Self { descriptor: Arc::new(descriptor) }),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// The descriptor, for a reactor that keeps it.
+    pub(crate) fn shared(&self) -> &Arc<OwnedFd> {
+        &self.descriptor
+    }
+
+    /// The descriptor, to be handed to the end that waits.
+    pub(crate) fn into_descriptor(self) -> io::Result<OwnedFd> {
+        Arc::try_unwrap(self.descriptor).or_else(|shared| shared.try_clone())
     }
 
     /// Silences the bell and tells whether it rang. Never waits. Clear first, then look at what the bell was for.
@@ -135,11 +159,5 @@ impl AsFd for Bell {
 impl AsFd for BellReceiver {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
-    }
-}
-
-impl From<BellReceiver> for OwnedFd {
-    fn from(receiver: BellReceiver) -> Self {
-        receiver.descriptor
     }
 }

@@ -1,6 +1,7 @@
 //! A guest's end of its attachment, over a socket or in this process.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +11,7 @@ use crate::event::{GuestEvent, RootEvent};
 use crate::frame::MemoryRange;
 use crate::gift::SealedGift;
 use crate::gpa::{DEFAULT_RING_MAPS, GpaSpace, Region};
-use crate::link::{FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes};
+use crate::link::{FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, Watched};
 use crate::memory::Memfd;
 use crate::root_link::CHANNEL_MESSAGE;
 
@@ -36,9 +37,9 @@ pub struct GuestOptions {
 }
 
 impl GuestOptions {
-    /// 64 MiB, five event areas each way, ten seconds.
+    /// 64 MiB, three event areas each way, ten seconds.
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), memory: 64 << 20, vps: 5, workers: 5, patience: 10 }
+        Self { name: name.into(), memory: 64 << 20, vps: 3, workers: 3, patience: 10 }
     }
 }
 
@@ -48,7 +49,7 @@ pub struct ControlGuest {
     link: ControlLink<RootEvent, GuestEvent>,
     info: GuestInfo,
     memory: Mutex<GuestMemory>,
-    peer: Option<OwnedFd>,
+    peer: Option<Arc<OwnedFd>>,
     domain_size: u64,
 }
 
@@ -81,7 +82,7 @@ impl ControlGuest {
         link: ControlLink<RootEvent, GuestEvent>,
         info: GuestInfo,
         memory: GuestMemory,
-        peer: Option<OwnedFd>,
+        peer: Option<Arc<OwnedFd>>,
         domain_size: u64,
     ) -> Self {
         Self { link, info, memory: Mutex::new(memory), peer, domain_size }
@@ -165,8 +166,12 @@ impl GuestEnd for ControlGuest {
         self.link.socket()
     }
 
+    fn watch(&self, what: Watched) -> io::Result<Option<Arc<OwnedFd>>> {
+        Ok(self.link.shared(what, self.peer.as_ref()))
+    }
+
     fn peer_process(&self) -> Option<BorrowedFd<'_>> {
-        self.peer.as_ref().map(AsFd::as_fd)
+        self.peer.as_deref().map(AsFd::as_fd)
     }
 
     fn receive(&self) -> Result<Option<FromRoot>, LinkError> {

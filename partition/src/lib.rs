@@ -46,7 +46,7 @@ pub use gpa::{GpaError, GpaSpace, GuestPages, Region};
 pub use guest_link::{ControlGuest, GuestOptions};
 pub use link::{
     Credentials, FromGuest, FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, PartitionInfo, Refusal,
-    RootEnd,
+    RootEnd, Watched,
 };
 pub use listener::{ListenError, Listener};
 pub use memory::{Mapping, Memfd, MemoryError};

@@ -17,7 +17,7 @@
 
 use std::io;
 use std::ops::Deref;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::allocator::{AllocError, SharedPages};
@@ -263,6 +263,22 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// Something of a link that a sleeper waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// The attach socket.
+    Socket,
+    /// The process at the other end.
+    Process,
+    /// The bell of an event area of one's own.
+    Bell(u32),
+}
+
+/// A descriptor of its own for who wants to keep one that it was lent.
+fn duplicate(lent: Option<BorrowedFd<'_>>) -> io::Result<Option<Arc<OwnedFd>>> {
+    lent.map(|descriptor| descriptor.try_clone_to_owned().map(Arc::new)).transpose()
+}
+
 /// The root's end of an attached partition.
 pub trait RootEnd: Send + Sync {
     /// Who it is.
@@ -277,6 +293,19 @@ pub trait RootEnd: Send + Sync {
 
     /// Readable once the process at the other end has ended, even if somebody else still holds its socket.
     fn peer_process(&self) -> Option<BorrowedFd<'_>>;
+
+    /// A descriptor to wait on, for a reactor that keeps it; `None` if there is no such thing. Links that can share
+    /// theirs do: descriptors are scarce.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    fn watch(&self, what: Watched) -> io::Result<Option<Arc<OwnedFd>>> {
+        duplicate(match what {
+            Watched::Socket => self.socket(),
+            Watched::Process => self.peer_process(),
+            Watched::Bell(worker) => self.worker_bell(worker),
+        })
+    }
 
     /// The next thing the partition says, from socket and control area alike. Never waits.
     ///
@@ -395,6 +424,18 @@ pub trait GuestEnd: Send + Sync {
 
     /// Readable once the root's process has ended.
     fn peer_process(&self) -> Option<BorrowedFd<'_>>;
+
+    /// As [`RootEnd::watch`].
+    ///
+    /// # Errors
+    /// As there.
+    fn watch(&self, what: Watched) -> io::Result<Option<Arc<OwnedFd>>> {
+        duplicate(match what {
+            Watched::Socket => self.socket(),
+            Watched::Process => self.peer_process(),
+            Watched::Bell(vp) => self.vp_bell(vp),
+        })
+    }
 
     /// The next thing the root says. Never waits.
     ///

@@ -1,5 +1,6 @@
 //! The root's end of a partition that speaks the extensions, over a socket or in this process.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +9,7 @@ use crate::event::{GuestEvent, RootEvent};
 use crate::frame::MAX_REGIONS;
 use crate::gift::SealedGift;
 use crate::gpa::{GpaSpace, Region};
-use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd};
+use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd, Watched};
 
 /// The root's end of an extended partition.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub struct ControlRoot {
     link: ControlLink<GuestEvent, RootEvent>,
     info: PartitionInfo,
     memory: Mutex<Arc<GpaSpace>>,
-    peer: Option<OwnedFd>,
+    peer: Option<Arc<OwnedFd>>,
 }
 
 impl ControlRoot {
@@ -24,7 +25,7 @@ impl ControlRoot {
         link: ControlLink<GuestEvent, RootEvent>,
         info: PartitionInfo,
         memory: Arc<GpaSpace>,
-        peer: Option<OwnedFd>,
+        peer: Option<Arc<OwnedFd>>,
     ) -> Self {
         Self { link, info, memory: Mutex::new(memory), peer }
     }
@@ -66,8 +67,12 @@ impl RootEnd for ControlRoot {
         self.link.socket()
     }
 
+    fn watch(&self, what: Watched) -> io::Result<Option<Arc<OwnedFd>>> {
+        Ok(self.link.shared(what, self.peer.as_ref()))
+    }
+
     fn peer_process(&self) -> Option<BorrowedFd<'_>> {
-        self.peer.as_ref().map(AsFd::as_fd)
+        self.peer.as_deref().map(AsFd::as_fd)
     }
 
     fn receive(&self) -> Result<Option<FromGuest>, LinkError> {

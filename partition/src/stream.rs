@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -42,7 +41,7 @@ pub(crate) enum Read<R> {
 /// The receiving half of a socket.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
-    socket: Arc<UnixStream>,
+    socket: Arc<OwnedFd>,
     buffer: Vec<u8>,
     filled: std::ops::Range<usize>,
     /// Position in the stream of the first byte in `filled`.
@@ -60,13 +59,13 @@ const MAX_IGNORED: u32 = 4096;
 pub(crate) type Claim<'a> = &'a mut dyn FnMut() -> Vec<OwnedFd>;
 
 impl FrameReader {
-    pub(crate) fn new(socket: Arc<UnixStream>) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>) -> Self {
         let buffer = vec![0; 16 * 1024];
         let batches = VecDeque::new();
         Self { socket, buffer, filled: 0..0, position: 0, batches, gone: false, frames: 0, ignored: 0 }
     }
 
-    pub(crate) fn socket(&self) -> &Arc<UnixStream> {
+    pub(crate) fn socket(&self) -> &Arc<OwnedFd> {
         &self.socket
     }
 
@@ -194,7 +193,7 @@ pub(crate) struct OutFrame {
 /// The sending half of a socket.
 #[derive(Debug)]
 pub(crate) struct FrameWriter {
-    socket: Arc<UnixStream>,
+    socket: Arc<OwnedFd>,
     queue: VecDeque<OutFrame>,
     queued_bytes: usize,
     /// Bytes of the first frame that are out.
@@ -203,7 +202,7 @@ pub(crate) struct FrameWriter {
 }
 
 impl FrameWriter {
-    pub(crate) fn new(socket: Arc<UnixStream>) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>) -> Self {
         Self { socket, queue: VecDeque::new(), queued_bytes: 0, begun: 0, frames: 0 }
     }
 

@@ -24,8 +24,8 @@ use nix::unistd::{ftruncate, pipe};
 use vmbus_core::memory::SharedMemory;
 use vmbus_partition::frame::{FrameError, GuestFrame, Hello, MemoryRange, RootFrame, frame_len};
 use vmbus_partition::{
-    AttachLimits, Attaching, FromGuest, FromRoot, GpaError, GuestEnd, LinkError, Mapping, Memfd, MemoryError,
-    RootEnd, attach,
+    AttachLimits, Attaching, FromGuest, FromRoot, GpaError, GuestEnd, GuestOptions, LinkError, Mapping,
+    Memfd, MemoryError, RootEnd, attach,
 };
 
 const SIZE: u64 = 1 << 20;
@@ -477,18 +477,20 @@ fn a_root_that_grants_less_than_it_must_is_left() {
         root(&ours);
         guest.join().unwrap().expect_err("attached")
     };
+    const VPS: u16 = 3;
+    assert_eq!(common::options().vps, VPS);
     let accept = |features, vps| {
         let mut bytes = Vec::new();
         RootFrame::ExtAccept { features, partition: 1, workers: 5, vps }.emit(&mut bytes);
         bytes
     };
     let (reader, _writer) = pipe().unwrap();
-    let no_descriptors = answer(&|root| send_with(root, &accept(7, 5), &[]));
+    let no_descriptors = answer(&|root| send_with(root, &accept(7, VPS), &[]));
     assert!(matches!(no_descriptors, LinkError::Protocol(_)));
-    let no_features = answer(&|root| send_with(root, &accept(0, 5), &[reader.as_fd(); 5]));
+    let no_features = answer(&|root| send_with(root, &accept(0, VPS), &[reader.as_fd(); VPS as usize]));
     assert!(matches!(no_features, LinkError::Protocol(_)));
     let file = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
-    let no_bells = answer(&|root| send_with(root, &accept(7, 5), &[file.as_fd(); 5]));
+    let no_bells = answer(&|root| send_with(root, &accept(7, VPS), &[file.as_fd(); VPS as usize]));
     assert!(matches!(no_bells, LinkError::System { .. }));
     let garbage = answer(&|mut root| root.write_all(&[0xff; 64]).unwrap());
     assert!(matches!(garbage, LinkError::Frame(_)));
@@ -518,4 +520,21 @@ fn regions_without_end_are_refused() {
     }
     assert!(matches!(root.look(), Err(LinkError::Protocol(_))));
     assert_eq!(root.end.memory().regions().len(), 64);
+}
+
+#[test]
+fn a_guest_with_more_event_areas_than_it_may_have_is_refused_before_they_cost_descriptors() {
+    let limits = AttachLimits { areas: 4, ..AttachLimits::default() };
+    let with = |vps| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let options = GuestOptions { vps, ..common::options() };
+        let guest = std::thread::spawn(move || attach::attach(theirs, &options));
+        let root = attach_all(Attaching::new(ours, "none", 1, limits).unwrap());
+        (root, guest.join().unwrap())
+    };
+    let (root, guest) = with(4);
+    assert!(root.is_ok() && guest.is_ok());
+    let (root, guest) = with(5);
+    assert!(matches!(root.err(), Some(LinkError::Protocol(_))));
+    assert!(matches!(guest, Err(LinkError::Refused { reason }) if reason.contains("event areas")));
 }

@@ -117,6 +117,8 @@ impl Core {
         // Sequentially consistent as in `request_ended`: either the last request sees this, or `landed` its end.
         self.closed.store(true, Ordering::SeqCst);
         lock(&self.outgoing).shut();
+        // The next channel at the same event area waits for the same bell.
+        self.wait.leave_reactor();
         self.nudge();
     }
 

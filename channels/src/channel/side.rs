@@ -1,11 +1,11 @@
 //! The two ends of an attached partition, as a channel sees them: where to ring, where to listen, whose memory.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmbus_core::synic::EVENT_CONNECTION;
-use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd, SealedGift};
+use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd, SealedGift, Watched};
 
 use super::writes::Writes;
 use crate::buffer::Buffer;
@@ -128,6 +128,15 @@ impl Side {
             Self::Root { end, .. } => end.worker_bell(area),
             Self::Guest { end, .. } => end.vp_bell(area),
         }
+    }
+
+    /// The same, for a reactor that keeps it. `None` too when descriptors run out.
+    pub(crate) fn watch_bell(&self, area: u32) -> Option<Arc<OwnedFd>> {
+        let bell = match self {
+            Self::Root { end, .. } => end.watch(Watched::Bell(area)),
+            Self::Guest { end, .. } => end.watch(Watched::Bell(area)),
+        };
+        bell.ok().flatten()
     }
 
     /// Memory that both ends see, for one parcel.

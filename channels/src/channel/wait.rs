@@ -4,7 +4,7 @@
 //! one bell wakes all who sleep, and each arms it again before it sleeps again.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,11 +13,15 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::io::unix::AsyncFd;
+
+use vmbus_partition::reactor::{self, Watching};
 
 use super::core::lock;
 use super::side::Side;
 use crate::areas;
+
+/// How often a sleeper looks whose bell cannot be waited for, since descriptors run out.
+const WITHOUT_BELL: Duration = Duration::from_millis(1);
 
 /// How a channel learns of signals. Where it does may change while it is open.
 pub(crate) struct Wait {
@@ -29,7 +33,7 @@ pub(crate) struct Wait {
 struct Place {
     area: u32,
     /// The bell of an area of the channel's own, registered with the reactor while async waits are made.
-    registered: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
+    registered: Mutex<Option<Arc<Watching>>>,
 }
 
 /// What ended a sleep.
@@ -77,7 +81,10 @@ impl Wait {
         if side.arm(place.area) || last_look() {
             return Woken::Otherwise;
         }
-        let Some(bell) = place.register(side) else { return Woken::Otherwise };
+        let Some(bell) = place.register(side) else {
+            let _ = tokio::time::timeout(WITHOUT_BELL, ready).await;
+            return Woken::Otherwise;
+        };
         let mut ready = pin!(ready);
         let mut guard = tokio::select! {
             biased;
@@ -144,10 +151,10 @@ impl Place {
         Arc::new(Self { area, registered: Mutex::default() })
     }
 
-    fn register(&self, side: &Side) -> Option<Arc<AsyncFd<OwnedFd>>> {
+    fn register(&self, side: &Side) -> Option<Arc<Watching>> {
         let mut registered = lock(&self.registered);
         if registered.is_none() {
-            let bell = vmbus_partition::reactor::readable(side.bell(self.area)?).ok()?;
+            let bell = reactor::watch_readable(side.watch_bell(self.area)?).ok()?;
             *registered = Some(Arc::new(bell));
         }
         registered.clone()

@@ -1,17 +1,17 @@
 //! From a connection at the root's socket to a partition, or to an answer for somebody who only asks.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use vmbus_partition::attach::{AttachLimits, Attaching};
 use vmbus_partition::{Listener, Refusal, RefusedWhat, query, reactor};
 
 use super::{Inner, lock};
 use crate::event::Event;
+use crate::quotas::Quotas;
 
 /// How long a connection may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn accept(
     root: Arc<Inner>,
     listener: Listener,
-    readiness: AsyncFd<OwnedFd>,
+    readiness: reactor::Watching,
     vm: Option<Arc<str>>,
 ) {
     let mut greetings = JoinSet::new();
@@ -81,7 +81,7 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
         return answered.map_err(|error| error.to_string())?.map_err(|error| error.to_string());
     }
     let name = vm.as_deref().unwrap_or("unnamed");
-    let mut attaching = Attaching::new(stream, name, root.next_partition(), AttachLimits::default())
+    let mut attaching = Attaching::new(stream, name, root.next_partition(), limits(&root.quotas))
         .map_err(|error| error.to_string())?;
     loop {
         if let Some(end) = attaching.advance().map_err(|error| error.to_string())? {
@@ -94,6 +94,18 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
             return Ok(());
         }
         wait().await?;
+    }
+}
+
+/// What a partition is held to from its first frame on.
+fn limits(quotas: &Quotas) -> AttachLimits {
+    AttachLimits {
+        areas: quotas.event_areas,
+        messages: quotas.messages,
+        memory: quotas.memory,
+        ring_maps: quotas.ring_maps,
+        posts: quotas.posts,
+        ..AttachLimits::default()
     }
 }
 

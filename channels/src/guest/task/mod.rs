@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use vmbus_core::Version;
 use vmbus_core::client::{Client, ClientAction, ClientConfig, OfferInfo};
 use vmbus_core::status::{HvStatus, Status};
-use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, reactor};
+use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, reactor};
 
 use super::{OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
@@ -158,9 +158,10 @@ impl Task {
 
     async fn serve(&mut self) -> Result<(), Error> {
         let waiting = Error::io("waiting for the root");
-        let socket = self.end.socket().map(reactor::read_write).transpose();
-        let bell = self.end.vp_bell(areas::SHARED).map(reactor::readable).transpose();
-        let process = self.end.peer_process().map(reactor::readable).transpose();
+        let end = &self.end;
+        let socket = end.watch(Watched::Socket).and_then(|fd| fd.map(reactor::watch).transpose());
+        let one = |what| end.watch(what).and_then(|fd| fd.map(reactor::watch_readable).transpose());
+        let (bell, process) = (one(Watched::Bell(areas::SHARED)), one(Watched::Process));
         let (socket, bell, process) = match (socket, bell, process) {
             (Ok(socket), Ok(bell), Ok(process)) => (socket, bell, process),
             (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => return Err(waiting(error)),

@@ -14,15 +14,13 @@ mod subchannels;
 mod usage;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
 use vmbus_core::synic::EVENT_CONNECTION;
-use vmbus_partition::{FromGuest, LinkError, RootEnd, reactor};
+use vmbus_partition::{FromGuest, LinkError, RootEnd, Watched, reactor};
 
 use self::deciding::Answered;
 use self::sharing::Shares;
@@ -148,10 +146,10 @@ struct OpenChannel {
 
 /// What to wait on.
 struct Sources {
-    socket: Option<AsyncFd<OwnedFd>>,
-    bell: Option<AsyncFd<OwnedFd>>,
+    socket: Option<reactor::Watching>,
+    bell: Option<reactor::Watching>,
     /// The process at the other end of the socket, which others may have inherited.
-    process: Option<AsyncFd<OwnedFd>>,
+    process: Option<reactor::Watching>,
 }
 
 impl Partition {
@@ -221,11 +219,10 @@ impl Partition {
     }
 
     fn sources(&self) -> Result<Sources, std::io::Error> {
-        let bell = self.end.worker_bell(areas::SHARED);
         Ok(Sources {
-            socket: self.end.socket().map(reactor::read_write).transpose()?,
-            bell: bell.map(reactor::readable).transpose()?,
-            process: self.end.peer_process().map(reactor::readable).transpose()?,
+            socket: self.end.watch(Watched::Socket)?.map(reactor::watch).transpose()?,
+            bell: self.end.watch(Watched::Bell(areas::SHARED))?.map(reactor::watch_readable).transpose()?,
+            process: self.end.watch(Watched::Process)?.map(reactor::watch_readable).transpose()?,
         })
     }
 
