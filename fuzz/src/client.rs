@@ -189,9 +189,7 @@ impl Guest {
                 let request = OpenRequest {
                     ring_gpadl,
                     downstream_page: 2,
-                    target_vp: 0,
-                    user_data: Default::default(),
-                    signals: None,
+                    ..OpenRequest::default()
                 };
                 if let Ok(open_id) = self.client.open(relid, request) {
                     assert!(self.opening.insert((relid, open_id)), "an open's number is used twice");

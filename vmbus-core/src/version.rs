@@ -136,6 +136,11 @@ bitflags::bitflags! {
     }
 }
 
+impl FeatureFlags {
+    /// All bits that have a name.
+    pub const NAMED: Self = Self::from_bits_retain(0xff);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,10 +7,12 @@ use zerocopy::little_endian::{U16, U32};
 
 use super::connection::Offers;
 use super::policy::Subject;
-use super::{Answer, AskId, Client, ClientAction, ClientError, Failure, Fault, Question};
+use super::{
+    Answer, AnswerSlot, AskId, Client, ClientAction, ClientError, Connection, Failure, Fault, Question,
+};
 use crate::message::{
     CloseChannel, ModifyChannel, ModifyChannelResponse, OfferChannel, OfferFlags, OpenChannel,
-    OpenChannelResult, RelidReleased, UserDefined,
+    OpenChannelResult, OpenFlags, RelidReleased, UserDefined,
 };
 use crate::{FeatureFlags, Guid, Status, Version};
 
@@ -28,7 +30,7 @@ pub struct OfferInfo {
     pub class: Guid,
     /// The device; the same for all its sub-channels.
     pub instance: Guid,
-    /// Flags; their meaning depends on the version, see the specification.
+    /// Flags. Those of confidential channels only where that is negotiated.
     pub flags: OfferFlags,
     /// MMIO window that the device needs, in MiB.
     pub mmio_megabytes: u16,
@@ -47,7 +49,7 @@ pub struct OfferInfo {
 }
 
 /// How to open a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenRequest {
     /// Page list of both rings.
     pub ring_gpadl: u32,
@@ -59,6 +61,8 @@ pub struct OpenRequest {
     pub user_data: UserDefined,
     /// Other signals than those of the offer, where that is negotiated.
     pub signals: Option<SignalParameters>,
+    /// What else is wanted, where that is negotiated.
+    pub flags: OpenFlags,
 }
 
 /// Signals that the guest chooses for one open.
@@ -90,6 +94,10 @@ pub enum ChannelState {
     Opening,
     /// Open.
     Open,
+    /// Open by OPEN_RESERVED_CHANNEL, perhaps beyond the connection.
+    OpenReserved,
+    /// The host closes a reserved channel.
+    ClosingReserved,
     /// The host took it back; to be released.
     Rescinded,
 }
@@ -101,27 +109,40 @@ impl core::fmt::Display for ChannelState {
             Self::Closed => "closed",
             Self::Opening => "opening",
             Self::Open => "open",
+            Self::OpenReserved => "open for a crash dump",
+            Self::ClosingReserved => "closing",
             Self::Rescinded => "rescinded",
         })
     }
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Proposed(AskId),
     Closed,
     /// Our policy decides about an open.
     Asked {
         asked: AskId,
         message: Box<OpenChannel>,
+        /// Where a reserved channel's answers go.
+        reserved: Option<AnswerSlot>,
     },
     /// OPENCHANNEL was posted. `cancelled`: to be closed as soon as it is open.
     Opening {
         open_id: u32,
         ring_gpadl: u32,
         cancelled: bool,
+        reserved: Option<AnswerSlot>,
     },
     Open {
+        ring_gpadl: u32,
+    },
+    OpenReserved {
+        ring_gpadl: u32,
+        answers: AnswerSlot,
+    },
+    /// CLOSE_RESERVED_CHANNEL was posted.
+    ClosingReserved {
         ring_gpadl: u32,
     },
     Rescinded,
@@ -130,7 +151,7 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Channel {
     offer: OfferInfo,
-    state: State,
+    pub(super) state: State,
     /// A response to MODIFYCHANNEL is to come.
     modifying: bool,
 }
@@ -146,7 +167,22 @@ impl Channel {
             State::Closed => ChannelState::Closed,
             State::Asked { .. } | State::Opening { .. } => ChannelState::Opening,
             State::Open { .. } => ChannelState::Open,
+            State::OpenReserved { .. } => ChannelState::OpenReserved,
+            State::ClosingReserved { .. } => ChannelState::ClosingReserved,
             State::Rescinded => ChannelState::Rescinded,
+        }
+    }
+
+    /// Whether the host takes no page lists for the channel and gives none back.
+    pub(super) fn is_reserved(&self) -> bool {
+        match &self.state {
+            State::Asked { reserved, .. } | State::Opening { reserved, .. } => reserved.is_some(),
+            State::OpenReserved { .. } => true,
+            State::Proposed(_)
+            | State::Closed
+            | State::Open { .. }
+            | State::ClosingReserved { .. }
+            | State::Rescinded => false,
         }
     }
 
@@ -155,7 +191,10 @@ impl Channel {
         match &self.state {
             State::Proposed(_) | State::Closed | State::Rescinded => None,
             State::Asked { message, .. } => Some(message.ring_gpadl.get()),
-            State::Opening { ring_gpadl, .. } | State::Open { ring_gpadl } => Some(*ring_gpadl),
+            State::Opening { ring_gpadl, .. }
+            | State::Open { ring_gpadl }
+            | State::OpenReserved { ring_gpadl, .. }
+            | State::ClosingReserved { ring_gpadl } => Some(*ring_gpadl),
         }
     }
 }
@@ -165,6 +204,8 @@ impl Channel {
 pub(super) struct Channels {
     by_relid: BTreeMap<u32, Channel>,
     last_open_id: u32,
+    /// The connection that was unloaded and has left reserved channels open.
+    pub(super) left_behind: Option<Connection>,
 }
 
 impl Channels {
@@ -176,7 +217,20 @@ impl Channels {
         self.by_relid.get(&relid).ok_or(ClientError::NoChannel(relid))
     }
 
-    fn get_mut(&mut self, relid: u32) -> Result<&mut Channel, ClientError> {
+    pub(super) fn remove(&mut self, relid: u32) {
+        self.by_relid.remove(&relid);
+    }
+
+    /// Channels that are open-reserved or closing so.
+    pub(super) fn reserved(&self) -> impl Iterator<Item = u32> {
+        let all = self.by_relid.iter();
+        all.filter(|(_, channel)| {
+            matches!(channel.state, State::OpenReserved { .. } | State::ClosingReserved { .. })
+        })
+        .map(|(relid, _)| *relid)
+    }
+
+    pub(super) fn get_mut(&mut self, relid: u32) -> Result<&mut Channel, ClientError> {
         self.by_relid.get_mut(&relid).ok_or(ClientError::NoChannel(relid))
     }
 }
@@ -192,7 +246,7 @@ impl Client {
                 return self.fault(Fault::Unexpected { message: "OFFERCHANNEL" });
             }
         };
-        let info = match offer_info(offer, connection.version) {
+        let info = match offer_info(offer, &connection) {
             Ok(info) => info,
             Err(what) => return self.fault(Fault::BadOffer { relid, what }),
         };
@@ -219,19 +273,13 @@ impl Client {
     /// with the number returned.
     pub fn open(&mut self, relid: u32, request: OpenRequest) -> Result<u32, ClientError> {
         let connection = self.talking()?;
-        let channel = self.channels.get(relid)?;
-        if !matches!(channel.state, State::Closed) {
-            return Err(ClientError::ChannelState { relid, state: channel.state() });
-        }
-        if !self.gpadls.is_created(relid, request.ring_gpadl) {
-            return Err(ClientError::NoGpadl(request.ring_gpadl));
-        }
-        let wanted = FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS;
-        if request.signals.is_some() && !connection.features.contains(wanted) {
+        let mut wanted = FeatureFlags::empty();
+        wanted.set(FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS, request.signals.is_some());
+        wanted.set(FeatureFlags::CHANNEL_INTERRUPT_REDIRECTION, !request.flags.is_empty());
+        if !connection.features.contains(wanted) {
             return Err(ClientError::NotNegotiated(connection.version));
         }
-        self.channels.last_open_id = self.channels.last_open_id.wrapping_add(1);
-        let open_id = self.channels.last_open_id;
+        let open_id = self.channels.last_open_id.wrapping_add(1);
         let message = Box::new(OpenChannel {
             relid: U32::new(relid),
             open_id: U32::new(open_id),
@@ -241,24 +289,52 @@ impl Client {
             user_data: request.user_data,
             connection_id: U32::new(request.signals.map_or(0, |signals| signals.connection_id)),
             event_flag: U16::new(request.signals.map_or(0, |signals| signals.event_flag)),
-            flags: U16::ZERO,
+            flags: U16::new(request.flags.bits()),
         });
-        let asked = self.ask(Subject::Open { relid }, Question::Open { relid, open_id });
-        self.channels.get_mut(relid)?.state = State::Asked { asked, message };
-        self.allow_if_nobody_decides(asked);
+        self.begin_open(relid, message, None)?;
+        self.channels.last_open_id = open_id;
         Ok(open_id)
+    }
+
+    /// Asks our policy about an open and posts it.
+    pub(super) fn begin_open(
+        &mut self,
+        relid: u32,
+        message: Box<OpenChannel>,
+        reserved: Option<AnswerSlot>,
+    ) -> Result<(), ClientError> {
+        let channel = self.channels.get(relid)?;
+        if !matches!(channel.state, State::Closed) {
+            return Err(ClientError::ChannelState { relid, state: channel.state() });
+        }
+        let (open_id, ring_gpadl) = (message.open_id.get(), message.ring_gpadl.get());
+        if !self.gpadls.is_created(relid, ring_gpadl) {
+            return Err(ClientError::NoGpadl(ring_gpadl));
+        }
+        if reserved.is_some()
+            && let Some(gpadl) = self.gpadls.unfinished(relid)
+        {
+            return Err(ClientError::NoGpadl(gpadl));
+        }
+        let asked = self.ask(Subject::Open { relid }, Question::Open { relid, open_id });
+        self.channels.get_mut(relid)?.state = State::Asked { asked, message, reserved };
+        self.allow_if_nobody_decides(asked);
+        Ok(())
     }
 
     pub(super) fn open_decided(&mut self, relid: u32, answer: Answer) {
         let Ok(channel) = self.channels.get_mut(relid) else { return };
-        let State::Asked { message, .. } = &channel.state else { return };
-        let message = message.clone();
+        let State::Asked { message, reserved, .. } = &channel.state else { return };
+        let (message, reserved) = (message.clone(), *reserved);
         let open_id = message.open_id.get();
         match answer {
             Answer::Allow => {
                 let ring_gpadl = message.ring_gpadl.get();
-                channel.state = State::Opening { open_id, ring_gpadl, cancelled: false };
-                self.post(*message);
+                channel.state = State::Opening { open_id, ring_gpadl, cancelled: false, reserved };
+                match reserved {
+                    Some(answers) => self.post_open_reserved(&message, answers),
+                    None => self.post(*message),
+                }
             }
             Answer::Deny(status) => {
                 channel.state = State::Closed;
@@ -272,16 +348,24 @@ impl Client {
         let (relid, status) = (message.relid.get(), Status(message.status.get()));
         let unexpected = Fault::UnexpectedForChannel { message: "OPENCHANNEL_RESULT", relid };
         let Ok(channel) = self.channels.get_mut(relid) else { return self.fault(unexpected) };
-        let State::Opening { open_id, ring_gpadl, cancelled } = channel.state else {
+        let State::Opening { open_id, ring_gpadl, cancelled, reserved } = channel.state else {
             return self.fault(unexpected);
         };
         if open_id != message.open_id.get() {
             return self.fault(unexpected);
         }
         let opened = status.is_success();
-        channel.state = if opened && !cancelled { State::Open { ring_gpadl } } else { State::Closed };
+        channel.state = match (opened, cancelled, reserved) {
+            (true, false, None) => State::Open { ring_gpadl },
+            (true, false, Some(answers)) => State::OpenReserved { ring_gpadl, answers },
+            (true, true, Some(_)) => State::ClosingReserved { ring_gpadl },
+            (true, true, None) | (false, _, _) => State::Closed,
+        };
         if opened && cancelled {
-            self.post(CloseChannel { relid: U32::new(relid) });
+            match reserved {
+                Some(answers) => self.post_close_reserved(relid, answers),
+                None => self.post(CloseChannel { relid: U32::new(relid) }),
+            }
         }
         let result = match (cancelled, opened) {
             (true, _) => Err(Failure::Cancelled),
@@ -297,10 +381,14 @@ impl Client {
         self.talking()?;
         let channel = self.channels.get_mut(relid)?;
         match &mut channel.state {
-            State::Proposed(_) | State::Closed | State::Rescinded => {
+            State::Proposed(_)
+            | State::Closed
+            | State::OpenReserved { .. }
+            | State::ClosingReserved { .. }
+            | State::Rescinded => {
                 return Err(ClientError::ChannelState { relid, state: channel.state() });
             }
-            State::Asked { asked, message } => {
+            State::Asked { asked, message, .. } => {
                 let (asked, open_id) = (*asked, message.open_id.get());
                 channel.state = State::Closed;
                 self.withdraw_question(asked);
@@ -370,15 +458,22 @@ impl Client {
         self.act(ClientAction::Rescinded { relid });
     }
 
-    /// Reports the open of a channel, if one was under way, as failed.
+    /// Reports the open, or the close of a reserved channel, as failed if one was under way.
     fn fail_open(&mut self, relid: u32, state: &State, failure: Failure) {
         let open_id = match state {
-            State::Asked { asked, message } => {
+            State::Asked { asked, message, .. } => {
                 self.withdraw_question(*asked);
                 message.open_id.get()
             }
             State::Opening { open_id, .. } => *open_id,
-            State::Proposed(_) | State::Closed | State::Open { .. } | State::Rescinded => return,
+            State::ClosingReserved { .. } => {
+                return self.act(ClientAction::ReservedClosed { relid, result: Err(failure) });
+            }
+            State::Proposed(_)
+            | State::Closed
+            | State::Open { .. }
+            | State::OpenReserved { .. }
+            | State::Rescinded => return,
         };
         self.act(ClientAction::Opened { relid, open_id, result: Err(failure) });
     }
@@ -399,7 +494,9 @@ impl Client {
             | State::Proposed(_)
             | State::Asked { .. }
             | State::Opening { .. }
-            | State::Open { .. } => {
+            | State::Open { .. }
+            | State::OpenReserved { .. }
+            | State::ClosingReserved { .. } => {
                 return Err(ClientError::ChannelState { relid, state: channel.state() });
             }
         }
@@ -412,9 +509,14 @@ impl Client {
         self.post(RelidReleased { relid: U32::new(relid) });
     }
 
-    /// Reports everything that is under way on any channel as failed and forgets the channels.
-    pub(super) fn end_channels(&mut self) {
-        for (relid, channel) in core::mem::take(&mut self.channels.by_relid) {
+    /// Reports everything that is under way on any channel as failed and forgets the channels, but for those that stay open.
+    pub(super) fn end_channels(&mut self, staying: &[u32]) {
+        let (stay, end) = core::mem::take(&mut self.channels.by_relid)
+            .into_iter()
+            .partition(|(relid, _)| staying.contains(relid));
+        self.channels.by_relid = stay;
+        let end: BTreeMap<u32, Channel> = end;
+        for (relid, channel) in end {
             self.fail_open(relid, &channel.state, Failure::Disconnected);
             if channel.modifying {
                 self.act(ClientAction::Modified { relid, result: Err(Failure::Disconnected) });
@@ -424,7 +526,8 @@ impl Client {
 }
 
 /// Checks an offer.
-fn offer_info(offer: &OfferChannel, version: Version) -> Result<OfferInfo, &'static str> {
+fn offer_info(offer: &OfferChannel, connection: &Connection) -> Result<OfferInfo, &'static str> {
+    let version = connection.version;
     if !(1..=LAST_RELID).contains(&offer.relid.get()) {
         return Err("an id that cannot be");
     }
@@ -436,11 +539,16 @@ fn offer_info(offer: &OfferChannel, version: Version) -> Result<OfferInfo, &'sta
     if connection_id.is_some_and(|id| id > CONNECTION_ID_BITS) {
         return Err("a connection id of more than 24 bits");
     }
+    let mut flags = OfferFlags::from_bits_retain(offer.flags.get());
+    // Old hosts mean something else by these bits.
+    if !connection.features.contains(FeatureFlags::CONFIDENTIAL_CHANNELS) {
+        flags -= OfferFlags::CONFIDENTIAL_RING_BUFFER | OfferFlags::CONFIDENTIAL_EXTERNAL_MEMORY;
+    }
     Ok(OfferInfo {
         relid: offer.relid.get(),
         class: offer.interface_type,
         instance: offer.interface_instance,
-        flags: OfferFlags::from_bits_retain(offer.flags.get()),
+        flags,
         mmio_megabytes: offer.mmio_megabytes.get(),
         mmio_megabytes_optional: offer.mmio_megabytes_optional.get(),
         user_defined: offer.user_defined,

@@ -109,7 +109,9 @@ pub(super) enum State {
         held: Held,
     },
     /// UNLOAD was posted.
-    Unloading,
+    Unloading {
+        connection: Connection,
+    },
 }
 
 /// How far the offers of a connection are.
@@ -126,13 +128,16 @@ impl State {
     pub(super) fn connected(&self) -> Option<Connection> {
         match self {
             Self::Connected { connection, .. } => Some(*connection),
-            Self::Disconnected | Self::Asking { .. } | Self::Contacting { .. } | Self::Unloading => None,
+            Self::Disconnected | Self::Asking { .. } | Self::Contacting { .. } | Self::Unloading { .. } => {
+                None
+            }
         }
     }
 }
 
 impl Client {
-    /// Contacts the host with the highest of these versions, then with lower ones until it accepts.
+    /// Contacts the host with the highest of these versions, then with lower ones until it accepts. Reserved channels
+    /// that the last connection has left open end now.
     pub fn connect(&mut self, versions: RangeInclusive<Version>) -> Result<(), ClientError> {
         match self.connection {
             State::Disconnected => {}
@@ -140,11 +145,12 @@ impl Client {
                 return Err(ClientError::Connection("connecting"));
             }
             State::Connected { .. } => return Err(ClientError::Connection("connected")),
-            State::Unloading => return Err(ClientError::Connection("unloading")),
+            State::Unloading { .. } => return Err(ClientError::Connection("unloading")),
         }
         if versions.is_empty() {
             return Err(ClientError::NoVersion);
         }
+        self.forget_all_left_behind();
         self.try_version(*versions.end(), *versions.start());
         Ok(())
     }
@@ -159,7 +165,7 @@ impl Client {
                     self.connect_failed(ConnectFailure::NoHost);
                 }
             }
-            State::Unloading => self.unload_response(),
+            State::Unloading { .. } => self.unload_response(),
             State::Connected { .. } => self.fault(Fault::ConnectionGone { connection_id }),
             State::Disconnected | State::Asking { .. } | State::Contacting { .. } => {}
         }
@@ -291,7 +297,10 @@ impl Client {
     pub(super) fn expects_offers(&self) -> Option<Offers> {
         match self.connection {
             State::Connected { offers, .. } => Some(offers),
-            State::Disconnected | State::Asking { .. } | State::Contacting { .. } | State::Unloading => None,
+            State::Disconnected
+            | State::Asking { .. }
+            | State::Contacting { .. }
+            | State::Unloading { .. } => None,
         }
     }
 
@@ -305,7 +314,7 @@ impl Client {
             | State::Disconnected
             | State::Asking { .. }
             | State::Contacting { .. }
-            | State::Unloading => self.fault(Fault::Unexpected { message: "ALLOFFERS_DELIVERED" }),
+            | State::Unloading { .. } => self.fault(Fault::Unexpected { message: "ALLOFFERS_DELIVERED" }),
         }
     }
 
@@ -319,11 +328,13 @@ impl Client {
     }
 
     /// Leaves the bus. All pages are the guest's own again with [`ClientAction::Unloaded`]; before 3.0 that comes at
-    /// once, as hosts need not answer.
+    /// once, as hosts need not answer. Channels that are open-reserved stay so, with their page lists.
     pub fn unload(&mut self) -> Result<(), ClientError> {
         let connection = self.connection().ok_or(ClientError::Connection("not connected"))?;
         self.post(Unload {});
-        self.connection = State::Unloading;
+        let closes = self.held_closes_of_reserved();
+        self.connection = State::Unloading { connection };
+        self.actions.extend(closes);
         if connection.version < Version::Win8_1 {
             self.unload_response();
         }
@@ -332,8 +343,9 @@ impl Client {
 
     pub(super) fn unload_response(&mut self) {
         // Where we did not wait for it, it comes while we do something else.
-        if let State::Unloading = self.connection {
-            self.end();
+        if let State::Unloading { connection } = self.connection {
+            let staying = self.leave_reserved_behind(connection);
+            self.end(&staying);
             self.act(ClientAction::Unloaded);
         }
     }
@@ -342,18 +354,19 @@ impl Client {
     pub fn reset(&mut self) {
         match self.connection {
             State::Asking { .. } | State::Contacting { .. } => self.connect_failed(ConnectFailure::Cancelled),
-            State::Disconnected | State::Connected { .. } | State::Unloading => {}
+            State::Disconnected | State::Connected { .. } | State::Unloading { .. } => {}
         }
-        self.end();
+        self.forget_all_left_behind();
+        self.end(&[]);
     }
 
-    /// Forgets a connection; whatever was under way ends.
-    fn end(&mut self) {
+    /// Forgets a connection; whatever was under way ends. Reserved channels may stay.
+    fn end(&mut self, staying: &[u32]) {
         let modifying = matches!(self.connection, State::Connected { modifying: Some(_), .. });
         self.connection = State::Disconnected;
         self.questions.clear();
-        self.end_channels();
-        self.end_gpadls();
+        self.end_channels(staying);
+        self.end_gpadls(staying);
         if modifying {
             self.act(ClientAction::MonitorPagesModified(Err(Failure::Disconnected)));
         }
@@ -369,7 +382,7 @@ impl Client {
             State::Disconnected | State::Asking { .. } | State::Contacting { .. } => {
                 Err(ClientError::Connection("not connected"))
             }
-            State::Unloading => Err(ClientError::Connection("unloading")),
+            State::Unloading { .. } => Err(ClientError::Connection("unloading")),
         }
     }
 
@@ -411,7 +424,7 @@ impl Client {
             | State::Disconnected
             | State::Asking { .. }
             | State::Contacting { .. }
-            | State::Unloading => {
+            | State::Unloading { .. } => {
                 return self.fault(Fault::Unexpected { message: "MODIFY_CONNECTION_RESPONSE" });
             }
         };

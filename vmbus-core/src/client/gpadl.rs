@@ -40,6 +40,16 @@ impl Gpadls {
         matches!(self.by_name.get(&gpadl), Some((owner, State::Created)) if *owner == relid)
     }
 
+    /// A list of a channel that the host has not accepted or refused yet.
+    pub(super) fn unfinished(&self, relid: u32) -> Option<u32> {
+        let mut lists = self.by_channel.range((relid, 0)..=(relid, u32::MAX));
+        let unfinished = lists.find(|(_, gpadl)| {
+            let state = self.by_name.get(gpadl).map(|(_, state)| state);
+            matches!(state, Some(State::Asked { .. } | State::Creating { .. }))
+        });
+        unfinished.map(|(_, gpadl)| *gpadl)
+    }
+
     pub(super) fn are_left(&self, relid: u32) -> bool {
         self.by_channel.range((relid, 0)..=(relid, u32::MAX)).next().is_some()
     }
@@ -92,8 +102,12 @@ impl Client {
         self.talking()?;
         let channel = self.channels.get(relid)?;
         match channel.state() {
+            state if channel.is_reserved() => return Err(ClientError::ChannelState { relid, state }),
             ChannelState::Closed | ChannelState::Opening | ChannelState::Open => {}
-            state @ (ChannelState::Proposed | ChannelState::Rescinded) => {
+            state @ (ChannelState::Proposed
+            | ChannelState::OpenReserved
+            | ChannelState::ClosingReserved
+            | ChannelState::Rescinded) => {
                 return Err(ClientError::ChannelState { relid, state });
             }
         }
@@ -154,6 +168,9 @@ impl Client {
         self.talking()?;
         if self.channels.get(relid).is_ok_and(|channel| channel.ring_gpadl() == Some(gpadl)) {
             return Err(ClientError::GpadlInUse(gpadl));
+        }
+        if let Some(channel) = self.channels.get(relid).ok().filter(|channel| channel.is_reserved()) {
+            return Err(ClientError::ChannelState { relid, state: channel.state() });
         }
         match self.gpadls.by_name.get_mut(&gpadl) {
             Some((owner, state)) if *owner == relid => match state {
@@ -224,10 +241,13 @@ impl Client {
         }
     }
 
-    /// Ends all lists; the connection is gone.
-    pub(super) fn end_gpadls(&mut self) {
-        let names: Vec<u32> = self.gpadls.by_name.keys().copied().collect();
-        for gpadl in names {
+    /// Ends all lists, but those that the host keeps of channels that stay open; the connection is gone.
+    pub(super) fn end_gpadls(&mut self, staying: &[u32]) {
+        let stays = |relid: &u32, state: &State| staying.contains(relid) && matches!(state, State::Created);
+        let all = self.gpadls.by_name.iter();
+        let ending: Vec<u32> =
+            all.filter(|(_, (relid, state))| !stays(relid, state)).map(|(gpadl, _)| *gpadl).collect();
+        for gpadl in ending {
             self.fail_gpadl(gpadl, Failure::Disconnected);
         }
     }

@@ -15,6 +15,7 @@ mod fault;
 mod gpadl;
 mod pause;
 mod policy;
+mod reserved;
 
 use alloc::collections::VecDeque;
 
@@ -22,6 +23,7 @@ pub use channel::{ChannelInfo, ChannelState, OfferInfo, OpenRequest, SignalParam
 pub use connection::{ClientConfig, ConnectFailure, Connection};
 pub use fault::{ClientError, Failure, Fault};
 pub use policy::{Policy, Question};
+pub use reserved::{AnswerSlot, ReservedOpenRequest};
 
 pub use crate::server::{Answer, AskId, ConnectRequest, MonitorPages, Whose};
 
@@ -83,6 +85,13 @@ pub enum ClientAction {
         /// As `open` returned it.
         open_id: u32,
         /// Whether the rings are in use now.
+        result: Result<(), Failure>,
+    },
+    /// End of [`Client::close_reserved`], or of a close that an open given up by [`Client::close`] needed.
+    ReservedClosed {
+        /// The channel.
+        relid: u32,
+        /// Whether the host has said that it is closed.
         result: Result<(), Failure>,
     },
     /// End of [`Client::modify`].
@@ -158,6 +167,10 @@ impl Client {
         match message {
             Message::VersionResponse(response) => self.version_response(&response),
             Message::UnloadResponse(_) => self.unload_response(),
+            Message::CloseReservedResponse(response) => self.reserved_closed(&response),
+            Message::OpenChannelResult(result) if self.connection().is_none() => {
+                self.opened_while_unloading(&result);
+            }
             // Sent to a connection that we have left or that was before us.
             _ if self.connection().is_none() => {}
             Message::OfferChannel(offer) => self.offered(&offer),
@@ -170,9 +183,8 @@ impl Client {
             Message::ModifyConnectionResponse(response) => self.connection_modified(&response),
             Message::TlConnectResult(result) => self.connect_refused(&result),
             Message::PauseResponse(_) => self.paused(),
-            // We never open a channel that way; the others are let through by no parser.
-            Message::CloseReservedResponse(_)
-            | Message::InitiateContact(_)
+            // Let through by no parser.
+            Message::InitiateContact(_)
             | Message::Unload(_)
             | Message::RequestOffers(_)
             | Message::OpenChannel(_)

@@ -4,7 +4,7 @@ use alloc::collections::{BTreeSet, VecDeque};
 
 use super::connection::State;
 use super::{Client, ClientAction, ClientError, Fault};
-use crate::message::{Message, Pause, Resume};
+use crate::message::{Direction, Message, Pause, Resume};
 
 /// Whether the host is to be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,20 @@ impl Client {
         matches!(&self.connection, State::Connected { held, .. } if held.released.contains(&relid))
     }
 
+    /// What is not said because of a pause and is worth saying after UNLOAD: reserved channels stay open otherwise.
+    pub(super) fn held_closes_of_reserved(&mut self) -> VecDeque<ClientAction> {
+        let State::Connected { held, .. } = &mut self.connection else { return VecDeque::new() };
+        let mut posts = core::mem::take(&mut held.posts);
+        posts.retain(|post| match post {
+            ClientAction::Post { payload, .. } => matches!(
+                Message::parse(payload, Direction::ToHost, None),
+                Ok(Message::CloseReservedChannel(_))
+            ),
+            _ => false,
+        });
+        posts
+    }
+
     /// Asks the host to be silent until [`Self::resume`]. Nothing else can be asked of it meanwhile but to unload.
     pub fn pause(&mut self) -> Result<(), ClientError> {
         self.negotiated(&Pause {}.into())?;
@@ -67,7 +81,7 @@ impl Client {
             | State::Disconnected
             | State::Asking { .. }
             | State::Contacting { .. }
-            | State::Unloading => self.fault(Fault::Unexpected { message: "PAUSE_RESPONSE" }),
+            | State::Unloading { .. } => self.fault(Fault::Unexpected { message: "PAUSE_RESPONSE" }),
         }
     }
 
@@ -82,7 +96,7 @@ impl Client {
             | State::Disconnected
             | State::Asking { .. }
             | State::Contacting { .. }
-            | State::Unloading => return Err(ClientError::Connection("not paused")),
+            | State::Unloading { .. } => return Err(ClientError::Connection("not paused")),
         };
         self.post(Resume {});
         self.actions.extend(held.posts);
@@ -95,7 +109,7 @@ mod tests {
     use super::*;
     use crate::client::{Answer, AskId, ClientConfig, Fault, Policy};
     use crate::message::{
-        AllOffersDelivered, Direction, OfferChannel, PauseResponse, RescindChannelOffer, VersionResponse,
+        AllOffersDelivered, OfferChannel, PauseResponse, RescindChannelOffer, VersionResponse,
     };
     use crate::{FeatureFlags, Status, Version};
     use std::vec::Vec;

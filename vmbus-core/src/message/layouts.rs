@@ -102,8 +102,18 @@ wire_struct! {
         pub connection_id: U32,
         /// With guest-specified signal parameters: the event flag to set for the guest.
         pub event_flag: U16,
-        /// Bit 0: redirect the interrupt.
+        /// [`OpenFlags`].
         pub flags: U16,
+    }
+}
+
+bitflags::bitflags! {
+    /// Flags of an open.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct OpenFlags: u16 {
+        /// The channel's signals to the guest are redirected (with channel interrupt redirection).
+        const REDIRECT_INTERRUPT = 0x0001;
+        const _ = !0;
     }
 }
 wire_struct! {

@@ -10,9 +10,10 @@ use alloc::vec::Vec;
 
 use super::monitor::{Monitor, Monitors};
 use super::relids::Relids;
+use super::reserved::Address;
 use super::{AskId, DeviceKey, OfferParams};
 use crate::Guid;
-use crate::message::{OpenChannel, UserDefined};
+use crate::message::{OpenChannel, OpenFlags, UserDefined};
 use crate::pages::PageRanges;
 
 /// How a channel is opened.
@@ -34,6 +35,10 @@ pub struct Open {
     pub connection_id: u32,
     /// Where the guest may signal instead, in the monitor pages.
     pub monitor: Option<Monitor>,
+    /// What else the guest wants, as far as it was negotiated.
+    pub flags: OpenFlags,
+    /// Opened by OPEN_RESERVED_CHANNEL: the guest polls and wants no signals, and the channel outlives UNLOAD.
+    pub reserved: bool,
     /// Meaning by device protocol.
     pub user_data: UserDefined,
 }
@@ -70,6 +75,8 @@ pub enum ChannelState {
     Opening,
     /// Open.
     Open,
+    /// Open by OPEN_RESERVED_CHANNEL, perhaps beyond the connection.
+    OpenReserved,
     /// The device is closing.
     Closing,
     /// The device is closing, and the guest has asked for the next open already.
@@ -91,6 +98,7 @@ impl core::fmt::Display for ChannelState {
             Self::Closed => "closed",
             Self::Opening => "opening",
             Self::Open => "open",
+            Self::OpenReserved => "open for a crash dump",
             Self::Closing => "closing",
             Self::ClosingReopen => "closing to be opened again",
             Self::OpeningClientRelease => "opening for nobody",
@@ -116,6 +124,23 @@ pub(super) enum Shown {
     Revoked,
     /// The guest has released the id and the device is back: to be offered again when the last use has ended.
     Returning,
+    /// The guest has unloaded and left the channel open-reserved.
+    Unloaded,
+}
+
+/// An open as the guest asked for it.
+#[derive(Clone, Debug)]
+pub(super) struct OpenRequested {
+    pub(super) message: OpenChannel,
+    /// Where the answer goes, of OPEN_RESERVED_CHANNEL.
+    pub(super) reserved: Option<Address>,
+}
+
+impl OpenRequested {
+    /// The name of the message.
+    pub(super) fn name(&self) -> &'static str {
+        if self.reserved.is_some() { "OPEN_RESERVED_CHANNEL" } else { "OPENCHANNEL" }
+    }
 }
 
 /// The device's side of a channel.
@@ -124,13 +149,13 @@ pub(super) enum Serving {
     /// It does nothing.
     Idle,
     /// Policy decides about an open.
-    Asked { asked: AskId, request: Box<OpenChannel> },
+    Asked { asked: AskId, request: Box<OpenRequested> },
     /// It was told to open.
-    Opening(Box<OpenChannel>),
+    Opening(Box<OpenRequested>),
     /// It serves the rings.
-    Open(Box<OpenChannel>),
+    Open(Box<OpenRequested>),
     /// It was told to close.
-    Closing { ring_gpadl: u32, reopen: Option<Box<OpenChannel>> },
+    Closing { ring_gpadl: u32, reopen: Option<Box<OpenRequested>> },
 }
 
 impl Serving {
@@ -154,6 +179,8 @@ pub(super) struct Channel {
     /// The host took the device back. Not while it is [`Shown::Offered`], [`Shown::Proposed`] or [`Shown::Returning`].
     pub(super) withdrawn: bool,
     pub(super) serving: Serving,
+    /// Who is told when a reserved channel has closed.
+    pub(super) closing_for: Option<Address>,
     /// Page lists that the device may use.
     pub(super) lists_with_device: usize,
 }
@@ -167,6 +194,7 @@ impl Channel {
             shown: Shown::Hidden,
             withdrawn: false,
             serving: Serving::Idle,
+            closing_for: None,
             lists_with_device: 0,
         }
     }
@@ -186,9 +214,19 @@ impl Channel {
         match &self.serving {
             Serving::Idle => None,
             Serving::Asked { request, .. } | Serving::Opening(request) | Serving::Open(request) => {
-                Some(request.ring_gpadl.get())
+                Some(request.message.ring_gpadl.get())
             }
             Serving::Closing { ring_gpadl, .. } => Some(*ring_gpadl),
+        }
+    }
+
+    /// Whether the guest may do nothing with the channel but close it by CLOSE_RESERVED_CHANNEL.
+    pub(super) fn is_reserved(&self) -> bool {
+        match &self.serving {
+            Serving::Asked { request, .. } | Serving::Opening(request) | Serving::Open(request) => {
+                self.shown == Shown::Offered && request.reserved.is_some()
+            }
+            Serving::Idle | Serving::Closing { .. } => false,
         }
     }
 
@@ -198,7 +236,8 @@ impl Channel {
             (Shown::Rescinding | Shown::Revoked, _) => ChannelState::Reoffered,
             (Shown::Offered, Serving::Idle) => ChannelState::Closed,
             (Shown::Offered, Serving::Asked { .. } | Serving::Opening(_)) => ChannelState::Opening,
-            (Shown::Offered, Serving::Open(_)) => ChannelState::Open,
+            (Shown::Offered, Serving::Open(open)) if open.reserved.is_none() => ChannelState::Open,
+            (Shown::Offered, Serving::Open(_)) | (Shown::Unloaded, _) => ChannelState::OpenReserved,
             (Shown::Offered, Serving::Closing { reopen: None, .. }) => ChannelState::Closing,
             (Shown::Offered, Serving::Closing { reopen: Some(_), .. }) => ChannelState::ClosingReopen,
             (
@@ -244,8 +283,10 @@ pub(super) struct Channels {
     subchannels: BTreeSet<(DeviceKey, DeviceKey)>,
     /// Devices that the guest may see and for which no id is free.
     waiting: BTreeSet<DeviceKey>,
-    /// Channels whose device was told to open and has not closed.
+    /// Channels whose device was told to open and has not closed, without those that are kept.
     served: usize,
+    /// Channels that are [`Shown::Unloaded`].
+    kept: BTreeSet<DeviceKey>,
 }
 
 impl Channels {
@@ -315,6 +356,30 @@ impl Channels {
 
     pub(super) fn served(&self) -> usize {
         self.served
+    }
+
+    /// Keeps an open channel beyond its connection.
+    pub(super) fn keep(&mut self, device: DeviceKey) {
+        if let Some(channel) = self.by_device.get_mut(&device)
+            && self.kept.insert(device)
+        {
+            channel.shown = Shown::Unloaded;
+            self.served -= 1;
+        }
+    }
+
+    /// Lets a kept channel end.
+    pub(super) fn unkeep(&mut self, device: DeviceKey) {
+        if let Some(channel) = self.by_device.get_mut(&device)
+            && self.kept.remove(&device)
+        {
+            channel.shown = Shown::Hidden;
+            self.served += 1;
+        }
+    }
+
+    pub(super) fn any_kept(&self) -> Option<DeviceKey> {
+        self.kept.first().copied()
     }
 
     pub(super) fn relids_in_use(&self) -> usize {

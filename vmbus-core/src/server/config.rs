@@ -9,20 +9,21 @@ use crate::{FeatureFlags, Version};
 pub(super) const LEGACY_CONNECTION: u32 = 1;
 /// Connection id of contacts for 5.0 and later.
 pub(super) const MULTI_CLIENT_CONNECTION: u32 = 4;
-/// Features that this server knows how to grant.
-const IMPLEMENTED: FeatureFlags = FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS
+/// Features that need nothing of whoever drives the server.
+const DEFAULT: FeatureFlags = FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS
     .union(FeatureFlags::MODIFY_CONNECTION)
     .union(FeatureFlags::CLIENT_ID)
     .union(FeatureFlags::PAUSE_RESUME)
     .union(FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES);
 
-/// Settings of one server. The default speaks every version, grants every feature that is implemented and bounds
-/// everything.
+/// Settings of one server. The default speaks every version, bounds everything, and grants every feature that needs
+/// nothing of its surroundings: not interrupt redirection, confidential channels and pinned pages.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// Versions that are accepted. Others are answered "not supported", so that the guest tries a lower one.
     pub versions: RangeInclusive<Version>,
-    /// Features that may be granted, as far as they are implemented.
+    /// Features that may be granted, as far as the protocol names them. Grant what goes beyond the default only where
+    /// [`Open::flags`](super::Open::flags) are honoured, rings and memory really private, or pages really pinned.
     pub features: FeatureFlags,
     /// Bounds of what a guest can make us hold.
     pub quotas: Quotas,
@@ -36,7 +37,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             versions: Version::OLDEST..=Version::NEWEST,
-            features: IMPLEMENTED,
+            features: DEFAULT,
             quotas: Quotas::default(),
             message_connection_id: MULTI_CLIENT_CONNECTION,
             monitor_pages: None,
@@ -47,7 +48,7 @@ impl Default for ServerConfig {
 impl ServerConfig {
     /// Features that may be granted.
     pub(super) fn grantable(&self) -> FeatureFlags {
-        let mut features = self.features & IMPLEMENTED;
+        let mut features = self.features & FeatureFlags::NAMED;
         if self.monitor_pages.is_none() {
             features -= FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES;
         }

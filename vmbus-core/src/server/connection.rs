@@ -6,6 +6,7 @@
 use alloc::collections::VecDeque;
 
 use super::contact::Contact;
+use super::reserved::{Address, send_to};
 use super::{AskId, Fault, Server, ServerAction};
 use crate::message::{
     Direction, Message, MessageError, ModifyConnection, ModifyConnectionResponse, PauseResponse, Payload,
@@ -70,6 +71,8 @@ pub(super) enum State {
     Connected(Connected),
     /// Devices are letting go of the last connection; `then` follows.
     Disconnecting { then: Then },
+    /// UNLOAD was answered, and channels that are open-reserved are left.
+    Unloaded,
 }
 
 /// A connection in use.
@@ -113,14 +116,18 @@ impl State {
     pub(super) fn connected(&self) -> Option<&Connected> {
         match self {
             Self::Connected(connected) => Some(connected),
-            Self::Disconnected | Self::Connecting { .. } | Self::Disconnecting { .. } => None,
+            Self::Disconnected | Self::Connecting { .. } | Self::Disconnecting { .. } | Self::Unloaded => {
+                None
+            }
         }
     }
 
     pub(super) fn connected_mut(&mut self) -> Option<&mut Connected> {
         match self {
             Self::Connected(connected) => Some(connected),
-            Self::Disconnected | Self::Connecting { .. } | Self::Disconnecting { .. } => None,
+            Self::Disconnected | Self::Connecting { .. } | Self::Disconnecting { .. } | Self::Unloaded => {
+                None
+            }
         }
     }
 
@@ -135,22 +142,36 @@ impl State {
         let contact = matches!(message, Message::InitiateContact(_));
         let unload = matches!(message, Message::Unload(_));
         let resume = matches!(message, Message::Resume(_));
+        let close_reserved = matches!(message, Message::CloseReservedChannel(_));
         let (state, allowed) = match self {
             Self::Disconnected => ("disconnected", contact),
             Self::Connecting { .. } => ("connecting", contact || unload),
             Self::Connected(Connected { held: Some(_), .. }) => ("paused", contact || unload || resume),
             Self::Connected(Connected { held: None, .. }) => ("not paused", !resume),
             Self::Disconnecting { then: Then::Contact(_) } => ("disconnecting", contact || unload),
-            Self::Disconnecting { then: Then::Quiet | Then::Unloaded(_) } => ("disconnecting", contact),
+            Self::Disconnecting { then: Then::Unloaded(_) } => ("disconnecting", contact || close_reserved),
+            Self::Disconnecting { then: Then::Quiet } => ("disconnecting", contact),
+            Self::Unloaded => ("unloaded", contact || close_reserved),
         };
         (!allowed).then_some(Fault::OutOfPlace { message: message.info().name, state })
     }
 
     /// The action that sends a message, unless it is held back or nobody is connected.
     pub(super) fn send(&mut self, message: &Message<'_>) -> Option<ServerAction> {
-        let connected = self.connected_mut()?;
-        let action = send_on(&connected.connection, message);
-        match &mut connected.held {
+        let connection = self.connected()?.connection;
+        self.unless_held(send_on(&connection, message))
+    }
+
+    /// The same for a message that goes elsewhere, also when nobody is connected.
+    pub(super) fn send_to(&mut self, address: Address, message: &Message<'_>) -> Option<ServerAction> {
+        let agreed = self.connected().map(|connected| connected.connection);
+        let (version, features) = agreed
+            .map_or((Version::NEWEST, FeatureFlags::empty()), |agreed| (agreed.version, agreed.features));
+        self.unless_held(send_to(address, message.encode(version, features)))
+    }
+
+    fn unless_held(&mut self, action: ServerAction) -> Option<ServerAction> {
+        match self.connected_mut().and_then(|connected| connected.held.as_mut()) {
             Some(held) => {
                 held.push_back(action);
                 None
@@ -179,10 +200,9 @@ impl Server {
                 self.connection = State::Disconnecting { then };
             }
             // Not allowed by `State::forbids`.
-            state
-            @ (State::Disconnected | State::Disconnecting { then: Then::Quiet | Then::Unloaded(_) }) => {
-                self.connection = state;
-            }
+            state @ (State::Disconnected
+            | State::Disconnecting { then: Then::Quiet | Then::Unloaded(_) }
+            | State::Unloaded) => self.connection = state,
         }
     }
 
@@ -194,7 +214,7 @@ impl Server {
                 self.act(ServerAction::Disconnected);
             }
             State::Connected(_) => self.start_disconnecting(Then::Quiet),
-            State::Disconnecting { .. } => self.connection = State::Disconnecting { then: Then::Quiet },
+            State::Disconnecting { .. } | State::Unloaded => self.keep_nothing(Then::Quiet),
         }
     }
 
@@ -203,13 +223,31 @@ impl Server {
         self.connection = State::Disconnecting { then };
         self.questions.clear();
         self.connects.clear();
-        self.disconnect_channels();
+        self.disconnect_channels(&then);
+    }
+
+    /// Goes on disconnecting for another reason than UNLOAD.
+    pub(super) fn keep_nothing(&mut self, then: Then) {
+        self.connection = State::Disconnecting { then };
+        self.end_all_kept();
     }
 
     /// Ends the connection if nothing of it is left; called after each input.
     pub(super) fn finish_disconnecting(&mut self) {
-        let State::Disconnecting { then } = self.connection else { return };
+        let then = match self.connection {
+            State::Disconnected | State::Connecting { .. } | State::Connected(_) => return,
+            State::Disconnecting { then } => then,
+            // UNLOAD_RESPONSE was sent before.
+            State::Unloaded => Then::Quiet,
+        };
         if self.channels.served() > 0 || self.gpadls.with_devices() > 0 {
+            return;
+        }
+        if self.channels.any_kept().is_some() {
+            self.connection = State::Unloaded;
+            if let Then::Unloaded(connection) = then {
+                self.unloaded(&connection);
+            }
             return;
         }
         self.connection = State::Disconnected;

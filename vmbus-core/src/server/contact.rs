@@ -86,9 +86,7 @@ impl Server {
                 self.answer_contact(contact);
             }
             State::Connected(_) => self.start_disconnecting(Then::Contact(contact)),
-            State::Disconnecting { .. } => {
-                self.connection = State::Disconnecting { then: Then::Contact(contact) };
-            }
+            State::Disconnecting { .. } | State::Unloaded => self.keep_nothing(Then::Contact(contact)),
         }
     }
 

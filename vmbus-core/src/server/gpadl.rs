@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use zerocopy::little_endian::U32;
 
-use super::channel::Shown;
+use super::channel::{Channel, Shown};
 use super::question::Subject;
 use super::{Answer, AskId, DeviceKey, Fault, Question, Quota, Server, ServerAction, refusal};
 use crate::Status;
@@ -80,7 +80,7 @@ impl Gpadls {
         self.pages
     }
 
-    /// Lists that devices may use.
+    /// Lists that devices may use, without those of channels that are kept.
     pub(super) fn with_devices(&self) -> usize {
         self.with_devices
     }
@@ -135,7 +135,8 @@ impl Server {
     /// A builder for a list that may begin. Faults are reported here.
     fn start_gpadl(&mut self, header: &GpadlHeader, len: usize) -> Result<GpadlBuilder, Status> {
         let (relid, gpadl) = (header.relid.get(), header.gpadl.get());
-        self.visible("GPADL_HEADER", relid).ok_or(Status::INVALID_PARAMETER)?;
+        let device = self.visible("GPADL_HEADER", relid).ok_or(Status::INVALID_PARAMETER)?;
+        self.refuse_reserved("GPADL_HEADER", device)?;
         let taken = self.gpadls.lists.contains_key(&(relid, gpadl));
         if gpadl == 0 || taken || self.gpadls.half_built.contains_key(&gpadl) {
             self.fault(Fault::GpadlNameTaken { relid, gpadl });
@@ -205,6 +206,7 @@ impl Server {
             return Err(Status::INSUFFICIENT_RESOURCES);
         }
         let device = self.visible("GPADL_HEADER", relid).ok_or(Status::INVALID_PARAMETER)?;
+        self.refuse_reserved("GPADL_BODY", device)?;
         let offered = self.channels.get(device).is_some_and(|channel| channel.shown == Shown::Offered);
         if !offered {
             // Rescinded: the guest is only cleaning up, and no device gets the pages.
@@ -217,6 +219,15 @@ impl Server {
         let asked = self.ask(Subject::Share { relid, gpadl }, question);
         let asked = asked.ok_or(Status::INSUFFICIENT_RESOURCES)?;
         self.gpadls.insert(relid, gpadl, List::Asked { asked, pages });
+        Ok(())
+    }
+
+    /// A channel that is open-reserved gets no page lists and gives none back.
+    fn refuse_reserved(&mut self, message: &'static str, device: DeviceKey) -> Result<(), Status> {
+        if self.channels.get(device).is_some_and(Channel::is_reserved) {
+            self.wrong_state(message, device);
+            return Err(Status::INVALID_DEVICE_STATE);
+        }
         Ok(())
     }
 
@@ -241,6 +252,9 @@ impl Server {
 
     pub(super) fn gpadl_teardown(&mut self, relid: u32, gpadl: u32) {
         let Some(device) = self.visible("GPADL_TEARDOWN", relid) else { return };
+        if self.refuse_reserved("GPADL_TEARDOWN", device).is_err() {
+            return;
+        }
         match self.gpadls.lists.get_mut(&(relid, gpadl)) {
             Some(List::Built { known: known @ Known::Accepted, custody, .. }) => {
                 *known = Known::TearingDown;
@@ -265,9 +279,9 @@ impl Server {
         };
         *custody = Custody::Nobody;
         let known = *known;
-        self.gpadls.with_devices -= 1;
         if let Some(channel) = self.channels.get_mut(device) {
             channel.lists_with_device -= 1;
+            self.gpadls.with_devices -= usize::from(channel.shown != Shown::Unloaded);
         }
         match known {
             // The channel is rescinded; the guest may still tear the list down.
@@ -345,6 +359,29 @@ impl Server {
                 }
                 None => {}
             }
+        }
+    }
+
+    /// Of a channel that outlives its connection, only lists that its device has outlive it too.
+    pub(super) fn keep_gpadls(&mut self, device: DeviceKey) {
+        let Some(channel) = self.channels.get(device) else { return };
+        let Some(relid) = channel.relid else { return };
+        self.gpadls.with_devices -= channel.lists_with_device;
+        for gpadl in self.gpadls.of_channel(relid) {
+            match self.gpadls.lists.get_mut(&(relid, gpadl)) {
+                Some(List::Built { known: known @ Known::TearingDown, .. }) => *known = Known::Dropped,
+                Some(List::Built { known: Known::Accepted | Known::Dropped, .. }) | None => {}
+                // Its question has ended with the connection.
+                Some(List::Asked { .. } | List::HalfBuilt(_)) => {
+                    self.gpadls.remove(relid, gpadl);
+                }
+            }
+        }
+    }
+
+    pub(super) fn unkeep_gpadls(&mut self, device: DeviceKey) {
+        if let Some(channel) = self.channels.get(device) {
+            self.gpadls.with_devices += channel.lists_with_device;
         }
     }
 

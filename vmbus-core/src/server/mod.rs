@@ -22,6 +22,7 @@ mod offer;
 mod opening;
 mod question;
 mod relids;
+mod reserved;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -38,7 +39,7 @@ pub use question::{Answer, AskId, Question};
 use crate::Status;
 use crate::message::{Message, Payload};
 use crate::pages::PageRanges;
-use channel::Channels;
+use channel::{Channels, OpenRequested};
 use gpadl::Gpadls;
 use hvsock::Connects;
 use question::Questions;
@@ -282,7 +283,7 @@ impl Server {
             Message::InitiateContact(contact) => self.contact(connection_id, &contact),
             Message::Unload(_) => self.unload(),
             Message::RequestOffers(_) => self.request_offers(),
-            Message::OpenChannel(request) => self.open(&request),
+            Message::OpenChannel(message) => self.open(OpenRequested { message, reserved: None }),
             Message::CloseChannel(request) => self.close(request.relid.get()),
             Message::GpadlHeader(header, ranges) => self.gpadl_header(&header, ranges),
             Message::GpadlBody(body, ranges) => self.gpadl_body(body.gpadl.get(), ranges),

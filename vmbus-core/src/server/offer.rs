@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::channel::{Channel, Serving, Shown};
-use super::connection::Offers;
+use super::connection::{Offers, Then};
 use super::{Answer, DeviceKey, Fault, Quota, Server, ServerAction};
 use crate::message::{AllOffersDelivered, OfferChannel, OfferFlags, RescindChannelOffer, UserDefined};
 use crate::{FeatureFlags, Guid, Version};
@@ -71,6 +71,9 @@ impl OfferParams {
         if features.contains(FeatureFlags::CONFIDENTIAL_CHANNELS) {
             known |= OfferFlags::CONFIDENTIAL_RING_BUFFER | OfferFlags::CONFIDENTIAL_EXTERNAL_MEMORY;
         }
+        if features.contains(FeatureFlags::GPA_PINNING) {
+            known |= OfferFlags::PINNED_EXTERNAL_MEMORY;
+        }
         OfferChannel {
             interface_type: self.class,
             interface_instance: self.instance,
@@ -113,7 +116,7 @@ impl Server {
                 self.settle(device);
             }
             // Reoffered: the guest must release the channel first. The others exclude a withdrawn device.
-            Shown::Rescinding | Shown::Revoked | Shown::Proposed(_) | Shown::Offered => {}
+            Shown::Rescinding | Shown::Revoked | Shown::Proposed(_) | Shown::Offered | Shown::Unloaded => {}
         }
     }
 
@@ -152,6 +155,7 @@ impl Server {
                 self.recall_gpadls(device);
             }
             Shown::Rescinding | Shown::Revoked => {}
+            Shown::Unloaded => self.end_kept(device),
         }
         self.settle(device);
     }
@@ -249,7 +253,7 @@ impl Server {
             // Its device is back already.
             (Shown::Rescinding | Shown::Revoked, _) => Shown::Returning,
             // Not visible.
-            (Shown::Hidden | Shown::Proposed(_) | Shown::Returning, _) => return,
+            (Shown::Hidden | Shown::Proposed(_) | Shown::Returning | Shown::Unloaded, _) => return,
         };
         let primary = channel.offer.primary;
         self.withdraw_subchannels(device);
@@ -260,11 +264,18 @@ impl Server {
         }
     }
 
-    /// Ends everything that guests were shown.
-    pub(super) fn disconnect_channels(&mut self) {
+    /// Ends everything that guests were shown. A guest that unloads keeps what is open-reserved.
+    pub(super) fn disconnect_channels(&mut self, then: &Then) {
         self.channels.stop_all_waiting();
+        let unloads = match then {
+            Then::Unloaded(_) => true,
+            Then::Quiet | Then::Contact(_) => false,
+        };
         let devices: Vec<DeviceKey> = self.channels.iter().map(|(device, _)| *device).collect();
         for device in devices {
+            if unloads && self.keep_reserved(device) {
+                continue;
+            }
             if let Some(channel) = self.channels.get_mut(device) {
                 channel.shown = Shown::Hidden;
                 channel.withdrawn |= channel.offer.primary.is_some();
@@ -281,6 +292,10 @@ impl Server {
         if !channel.is_settled() {
             return;
         }
+        if channel.closing_for.is_some() {
+            self.reserved_closed(device);
+        }
+        let Some(channel) = self.channels.get_mut(device) else { return };
         match channel.shown {
             Shown::Rescinding => {
                 if self.has_rescinding_subchannel(device) {
@@ -315,7 +330,7 @@ impl Server {
                     self.show_next_waiting();
                 }
             }
-            Shown::Proposed(_) | Shown::Offered | Shown::Revoked => {}
+            Shown::Proposed(_) | Shown::Offered | Shown::Revoked | Shown::Unloaded => {}
         }
     }
 

@@ -5,12 +5,10 @@ use alloc::sync::Arc;
 
 use zerocopy::little_endian::U32;
 
-use super::channel::{Serving, Shown};
+use super::channel::{OpenRequested, Serving, Shown};
 use super::question::Subject;
 use super::{Answer, DeviceKey, Fault, Open, Question, Quota, Server, ServerAction, refusal};
-use crate::message::{
-    CloseReservedChannel, Message, ModifyChannelResponse, OpenChannel, OpenChannelResult, OpenReservedChannel,
-};
+use crate::message::{Message, ModifyChannelResponse, OpenChannel, OpenChannelResult, OpenFlags};
 use crate::pages::PageRanges;
 use crate::{FeatureFlags, Status, Version};
 
@@ -18,35 +16,40 @@ use crate::{FeatureFlags, Status, Version};
 const LEAST_RING_PAGES: usize = 2;
 const LAST_EVENT_FLAG: u16 = 2047;
 const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
-const SINTS: u32 = 16;
 
 impl Server {
-    pub(super) fn open(&mut self, request: &OpenChannel) {
-        let relid = request.relid.get();
-        let Some(device) = self.visible("OPENCHANNEL", relid) else { return };
+    pub(super) fn open(&mut self, request: OpenRequested) {
+        let name = request.name();
+        let Some(device) = self.visible(name, request.message.relid.get()) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
+        let requested = Box::new(request);
         match (channel.shown, &mut channel.serving) {
-            (Shown::Offered, Serving::Idle) => self.start_open(device, Box::new(*request)),
+            (Shown::Offered, Serving::Idle) => self.start_open(device, requested),
             (Shown::Offered, Serving::Closing { reopen: reopen @ None, .. }) => {
                 // CLOSE has no answer, so a guest may send the next OPEN before the device is done.
-                *reopen = Some(Box::new(*request));
+                *reopen = Some(requested);
             }
             (
                 Shown::Offered,
                 Serving::Asked { .. } | Serving::Opening(_) | Serving::Open(_) | Serving::Closing { .. },
-            ) => self.wrong_state("OPENCHANNEL", device),
+            ) => self.wrong_state(name, device),
             // The guest sees RESCIND instead of a result. `visible` excludes the others.
             (
-                Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
+                Shown::Rescinding
+                | Shown::Revoked
+                | Shown::Hidden
+                | Shown::Proposed(_)
+                | Shown::Returning
+                | Shown::Unloaded,
                 _,
             ) => {}
         }
     }
 
     /// Checks an open and asks policy about it.
-    fn start_open(&mut self, device: DeviceKey, request: Box<OpenChannel>) {
-        let (relid, open_id) = (request.relid.get(), request.open_id.get());
-        let ring_pages = match self.check_open(&request) {
+    fn start_open(&mut self, device: DeviceKey, request: Box<OpenRequested>) {
+        let (relid, open_id) = (request.message.relid.get(), request.message.open_id.get());
+        let ring_pages = match self.check_open(&request.message) {
             Ok(ring) => ring.page_count(),
             Err(what) => {
                 self.fault(Fault::BadOpen { relid, what });
@@ -98,37 +101,44 @@ impl Server {
         let request = request.clone();
         self.channels.set_serving(device, Serving::Idle);
         // The guest may have asked for the rings back since.
-        let refused = match (answer, self.check_open(&request)) {
+        let refused = match (answer, self.check_open(&request.message)) {
             (Answer::Allow, Ok(ring)) => return self.tell_device_to_open(device, request, ring),
             (Answer::Allow, Err(what)) => {
-                self.fault(Fault::BadOpen { relid: request.relid.get(), what });
+                self.fault(Fault::BadOpen { relid: request.message.relid.get(), what });
                 Status::INVALID_PARAMETER
             }
             (Answer::Deny(status), _) => status,
         };
         self.open_result(&request, Err(refused));
-        self.ring_freed(device, request.ring_gpadl.get());
+        self.ring_freed(device, request.message.ring_gpadl.get());
     }
 
-    fn tell_device_to_open(&mut self, device: DeviceKey, request: Box<OpenChannel>, ring: Arc<PageRanges>) {
+    fn tell_device_to_open(&mut self, device: DeviceKey, request: Box<OpenRequested>, ring: Arc<PageRanges>) {
         let Some(connection) = self.connection() else { return };
         let Some(channel) = self.channels.get(device) else { return };
-        let relid = request.relid.get();
+        let message = &request.message;
+        let relid = message.relid.get();
         // 0 is what the short form of the message leaves: the guest chose nothing.
         let chosen = |value: u32| (value != 0 && self.guest_specified_signals()).then_some(value);
         let own_flag = u16::try_from(relid).unwrap_or(LAST_EVENT_FLAG);
         let open = Open {
-            open_id: request.open_id.get(),
+            open_id: message.open_id.get(),
             ring,
-            ring_gpadl: request.ring_gpadl.get(),
-            downstream_page: request.downstream_page_offset.get(),
-            target_vp: if connection.version >= Version::Win8 { request.target_vp.get() } else { 0 },
-            event_flag: chosen(request.event_flag.get().into())
-                .map_or(own_flag, |_| request.event_flag.get()),
-            connection_id: chosen(request.connection_id.get())
+            ring_gpadl: message.ring_gpadl.get(),
+            downstream_page: message.downstream_page_offset.get(),
+            target_vp: if connection.version >= Version::Win8 { message.target_vp.get() } else { 0 },
+            event_flag: chosen(message.event_flag.get().into())
+                .map_or(own_flag, |_| message.event_flag.get()),
+            connection_id: chosen(message.connection_id.get())
                 .unwrap_or_else(|| channel.offer.connection_id(relid)),
             monitor: channel.monitor(),
-            user_data: request.user_data,
+            flags: if connection.features.contains(FeatureFlags::CHANNEL_INTERRUPT_REDIRECTION) {
+                OpenFlags::from_bits_retain(message.flags.get()) & OpenFlags::REDIRECT_INTERRUPT
+            } else {
+                OpenFlags::empty()
+            },
+            reserved: request.reserved.is_some(),
+            user_data: message.user_data,
         };
         self.channels.set_serving(device, Serving::Opening(request));
         self.act(ServerAction::Open { relid, device, open });
@@ -150,13 +160,13 @@ impl Server {
                 self.channels.set_serving(device, Serving::Open(request));
             }
             // Nobody wants it any more.
-            Ok(()) => self.tell_device_to_close(device, relid, request.ring_gpadl.get()),
+            Ok(()) => self.tell_device_to_close(device, relid, request.message.ring_gpadl.get()),
             Err(status) => {
                 self.channels.set_serving(device, Serving::Idle);
                 if is_offered {
                     self.open_result(&request, Err(status));
                 }
-                self.ring_freed(device, request.ring_gpadl.get());
+                self.ring_freed(device, request.message.ring_gpadl.get());
                 self.settle(device);
             }
         }
@@ -166,18 +176,27 @@ impl Server {
         let Some(device) = self.visible("CLOSECHANNEL", relid) else { return };
         let Some(channel) = self.channels.get(device) else { return };
         match (channel.shown, &channel.serving) {
-            (Shown::Offered, Serving::Open(_)) => {
+            (Shown::Offered, Serving::Open(open)) if open.reserved.is_none() => {
                 self.withdraw_subchannels(device);
                 self.stop_serving(device);
             }
             (
                 Shown::Offered,
-                Serving::Idle | Serving::Asked { .. } | Serving::Opening(_) | Serving::Closing { .. },
+                Serving::Idle
+                | Serving::Asked { .. }
+                | Serving::Opening(_)
+                | Serving::Open(_)
+                | Serving::Closing { .. },
             ) => {
                 self.wrong_state("CLOSECHANNEL", device);
             }
             (
-                Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
+                Shown::Rescinding
+                | Shown::Revoked
+                | Shown::Hidden
+                | Shown::Proposed(_)
+                | Shown::Returning
+                | Shown::Unloaded,
                 _,
             ) => {}
         }
@@ -195,7 +214,7 @@ impl Server {
                 self.channels.set_serving(device, Serving::Idle);
             }
             Serving::Open(request) => {
-                let ring_gpadl = request.ring_gpadl.get();
+                let ring_gpadl = request.message.ring_gpadl.get();
                 self.tell_device_to_close(device, relid, ring_gpadl);
             }
             Serving::Closing { reopen, .. } => *reopen = None,
@@ -220,6 +239,9 @@ impl Server {
             return;
         };
         self.ring_freed(device, ring_gpadl);
+        if self.channels.get(device).is_some_and(|channel| channel.shown == Shown::Offered) {
+            self.reserved_closed(device);
+        }
         match reopen {
             Some(request) => self.start_open(device, request),
             None => self.settle(device),
@@ -230,21 +252,30 @@ impl Server {
         let Some(device) = self.visible("MODIFYCHANNEL", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
         let status = match (channel.shown, &mut channel.serving) {
-            (Shown::Offered, Serving::Open(request)) => {
-                request.target_vp = U32::new(vp);
+            (Shown::Offered, Serving::Open(request)) if request.reserved.is_none() => {
+                request.message.target_vp = U32::new(vp);
                 self.act(ServerAction::Retarget { relid, device, vp });
                 Status::SUCCESS
             }
             (
                 Shown::Offered,
-                Serving::Idle | Serving::Asked { .. } | Serving::Opening(_) | Serving::Closing { .. },
+                Serving::Idle
+                | Serving::Asked { .. }
+                | Serving::Opening(_)
+                | Serving::Open(_)
+                | Serving::Closing { .. },
             ) => {
                 self.wrong_state("MODIFYCHANNEL", device);
                 Status::INVALID_DEVICE_STATE
             }
             // RESCIND wakes whoever waits.
             (
-                Shown::Rescinding | Shown::Revoked | Shown::Hidden | Shown::Proposed(_) | Shown::Returning,
+                Shown::Rescinding
+                | Shown::Revoked
+                | Shown::Hidden
+                | Shown::Proposed(_)
+                | Shown::Returning
+                | Shown::Unloaded,
                 _,
             ) => return,
         };
@@ -256,38 +287,20 @@ impl Server {
         }
     }
 
-    /// Channels for crash dumps are not served: the answer goes where the request says.
-    pub(super) fn open_reserved(&mut self, request: &OpenReservedChannel) {
-        let Some(connection) = self.connection() else { return };
-        let Ok(sint @ 0..16) = u8::try_from(request.target_sint.get().min(SINTS)) else {
-            return self.fault(Fault::NoSuchSint { sint: u8::MAX });
-        };
-        let result = OpenChannelResult {
-            relid: request.relid,
-            open_id: U32::ZERO,
-            status: U32::new(Status::INVALID_DEVICE_REQUEST.0),
-        };
-        let payload = Message::from(result).encode(connection.version, connection.features);
-        self.act(ServerAction::Send { vp: request.target_vp.get(), sint, payload });
-    }
-
-    /// None is ever open.
-    pub(super) fn close_reserved(&mut self, request: &CloseReservedChannel) {
-        if let Some(device) = self.visible("CLOSE_RESERVED_CHANNEL", request.relid.get()) {
-            self.wrong_state("CLOSE_RESERVED_CHANNEL", device);
-        }
-    }
-
-    fn open_result(&mut self, request: &OpenChannel, result: Result<(), Status>) {
+    fn open_result(&mut self, request: &OpenRequested, result: Result<(), Status>) {
         let status = match result {
             Ok(()) => Status::SUCCESS.0,
             Err(status) => refusal(status),
         };
-        self.send(OpenChannelResult {
-            relid: request.relid,
-            open_id: request.open_id,
+        let result = OpenChannelResult {
+            relid: request.message.relid,
+            open_id: request.message.open_id,
             status: U32::new(status),
-        });
+        };
+        match request.reserved {
+            Some(address) => self.send_to(address, result),
+            None => self.send(result),
+        }
     }
 
     /// The device of a channel that the guest knows, rescinded ones included; otherwise reports the guest's fault.
@@ -295,7 +308,7 @@ impl Server {
         let device = self.channels.owner(relid).filter(|device| {
             self.channels.get(*device).is_some_and(|channel| match channel.shown {
                 Shown::Offered | Shown::Rescinding | Shown::Revoked => true,
-                Shown::Hidden | Shown::Proposed(_) | Shown::Returning => false,
+                Shown::Hidden | Shown::Proposed(_) | Shown::Returning | Shown::Unloaded => false,
             })
         });
         if device.is_none() {

@@ -95,6 +95,7 @@ fn describe(action: &ClientAction) -> String {
         ClientAction::GpadlTorndown { gpadl } => format!("torn down {gpadl}"),
         ClientAction::Opened { open_id, result, .. } => format!("opened {open_id} {}", end(result)),
         ClientAction::Modified { relid, result } => format!("modified {relid} {}", end(result)),
+        ClientAction::ReservedClosed { relid, result } => format!("reserved closed {relid} {}", end(result)),
         ClientAction::MonitorPagesModified(result) => format!("monitor pages {}", end(result)),
         ClientAction::Fault(_) => "fault of the host".into(),
         ClientAction::Connected(_) => "connected".into(),

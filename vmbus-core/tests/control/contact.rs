@@ -404,17 +404,3 @@ fn an_hvsock_connect_is_refused_or_becomes_an_offer() {
     assert_eq!(root.input(accepted), NOTHING, "the offer is the answer");
     assert_eq!(root.server.usage().connects, 0);
 }
-
-#[test]
-fn a_channel_for_crash_dumps_is_refused_where_the_request_says() {
-    let mut root = Root::closed();
-    let request = OpenReservedChannel {
-        relid: U32::new(1),
-        target_vp: U32::new(4),
-        target_sint: U32::new(3),
-        ..Default::default()
-    };
-    assert_eq!(root.say(request), ["RESULT 1 open 0 failed to 4/3"]);
-    assert_eq!(root.say(OpenReservedChannel { target_sint: U32::new(16), ..request }), FAULT);
-    assert_eq!(root.say(CloseReservedChannel { relid: U32::new(1), ..Default::default() }), FAULT);
-}

@@ -3,6 +3,7 @@
 
 mod client;
 mod contact;
+mod features;
 mod gpadl;
 mod hostile;
 mod monitors;
@@ -10,6 +11,7 @@ mod pair;
 mod quota;
 mod random;
 mod rescind;
+mod reserved;
 mod root;
 mod subchannels;
 mod transitions;

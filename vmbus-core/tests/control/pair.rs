@@ -53,10 +53,13 @@ pub(crate) struct Books {
     /// Channels between Open and Close, and after.
     serving: BTreeMap<u32, (DeviceKey, u32)>,
     closing: BTreeSet<u32>,
+    /// Channels that the guest has left open-reserved: they and their page lists outlive UNLOAD.
+    reserved: BTreeSet<u32>,
     /// Page lists that devices may use, or were asked to let go of.
     pub(crate) lists: BTreeMap<(u32, u32), DeviceKey>,
     /// Opens, creations and teardowns that the guest has begun and that have not ended.
     pub(crate) opens: BTreeMap<u32, u32>,
+    pub(crate) reserved_opens: BTreeSet<u32>,
     pub(crate) creations: BTreeMap<u32, u32>,
     pub(crate) teardowns: BTreeSet<u32>,
     /// The guest does not wait for the host: after a reset, or when it unloads before 3.0.
@@ -117,6 +120,9 @@ impl Books {
 
     fn client_acts(&mut self, action: &ClientAction) {
         match action {
+            ClientAction::Opened { relid, open_id: 0, .. } => {
+                assert!(self.reserved_opens.remove(relid), "a reserved open ended that was not begun");
+            }
             ClientAction::Opened { relid, open_id, .. } => {
                 assert_eq!(self.opens.remove(open_id), Some(*relid), "an open ended that was not begun");
             }
@@ -134,6 +140,7 @@ impl Books {
             ClientAction::Rescinded { relid } => {
                 assert!(!self.lists.keys().any(|(channel, _)| channel == relid), "rescinded while in use");
                 assert!(!self.opens.values().any(|channel| channel == relid), "an open got no result");
+                assert!(!self.reserved_opens.contains(relid), "a reserved open got no result");
                 assert!(!self.creations.values().any(|channel| channel == relid), "a list got no answer");
             }
             ClientAction::Fault(fault) => panic!("the client blames the host: {fault}"),
@@ -144,12 +151,15 @@ impl Books {
             | ClientAction::Offered(_)
             | ClientAction::AllOffersDelivered
             | ClientAction::Modified { .. }
+            | ClientAction::ReservedClosed { .. }
             | ClientAction::MonitorPagesModified(_)
             | ClientAction::ConnectRefused { .. }
             | ClientAction::Paused => {}
             ClientAction::Unloaded => {
                 assert!(self.opens.is_empty() && self.creations.is_empty() && self.teardowns.is_empty());
-                assert!(self.nobody_waits || self.lists.is_empty(), "unloaded while the host uses pages");
+                assert!(self.reserved_opens.is_empty());
+                let released = self.lists.keys().all(|(relid, _)| self.reserved.contains(relid));
+                assert!(self.nobody_waits || released, "unloaded while the host uses pages");
             }
         }
     }
@@ -272,6 +282,9 @@ impl Pair {
             self.actions.push(action);
         }
         while let Some(action) = self.client.poll_action() {
+            if let ClientAction::Unloaded = action {
+                self.books.reserved = self.client.channels().map(|channel| channel.offer.relid).collect();
+            }
             self.books.client_acts(&action);
             match action {
                 ClientAction::Post { connection_id, payload } => {
@@ -383,5 +396,5 @@ impl Pair {
 }
 
 pub(crate) fn open_request(ring_gpadl: u32) -> OpenRequest {
-    OpenRequest { ring_gpadl, downstream_page: 2, target_vp: 1, user_data: Default::default(), signals: None }
+    OpenRequest { ring_gpadl, downstream_page: 2, target_vp: 1, ..Default::default() }
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 
 use vmbus_core::Version;
-use vmbus_core::client::{ChannelState, Client, ClientAction, ClientConfig, MonitorPages, Policy};
+use vmbus_core::client::{
+    AnswerSlot, ChannelInfo, ChannelState, Client, ClientAction, ClientConfig, MonitorPages, Policy,
+    ReservedOpenRequest,
+};
 use vmbus_core::server::{DeviceKey, ServerConfig, Usage};
 
 use crate::pair::Pair;
@@ -67,7 +70,7 @@ impl Guest {
             let _ = pair.client.request_offers();
             return pair.collect();
         };
-        match pair.dice.roll(43) {
+        match pair.dice.roll(46) {
             0..8 => {
                 let _ = pair.create_gpadl(relid);
             }
@@ -123,6 +126,20 @@ impl Guest {
             40 => {
                 let pages = MonitorPages { parent_to_child: 0x1000, child_to_parent: 0x2000 };
                 let _ = pair.client.modify_connection(Some(pages));
+            }
+            41 => {
+                if let Some((relid, ring_gpadl)) = self.any_list(pair) {
+                    let answers = AnswerSlot { vp: 0, sint: 2 };
+                    let request = ReservedOpenRequest { ring_gpadl, downstream_page: 2, answers };
+                    if pair.client.open_reserved(relid, request).is_ok() {
+                        pair.books.reserved_opens.insert(relid);
+                    }
+                }
+            }
+            42..44 => {
+                let reserved = |channel: &ChannelInfo| channel.state == ChannelState::OpenReserved;
+                let relid = pair.client.channels().find(reserved).map(|channel| channel.offer.relid);
+                let _ = relid.map(|relid| pair.client.close_reserved(relid));
             }
             _ => {
                 let _ = pair.client.release(relid);
@@ -203,6 +220,14 @@ fn live(seed: u64, tally: &mut Tally) {
     }
     pair.run();
     guest.hear(&mut pair);
+    // What is open-reserved was left open.
+    let left: Vec<u32> = pair.client.channels().map(|channel| channel.offer.relid).collect();
+    for relid in left {
+        pair.client.close_reserved(relid).unwrap();
+        pair.collect();
+    }
+    pair.run();
+    guest.hear(&mut pair);
     if seed.is_multiple_of(2) {
         pair.reset();
         pair.run();
@@ -228,10 +253,10 @@ fn nothing_is_lost_done_twice_or_left_whatever_happens_when() {
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| live(seed, &mut tally)));
         assert!(outcome.is_ok(), "seed {seed}");
     }
-    let states = "ClientReleased Closed Opening Open Closing ClosingReopen OpeningClientRelease \
+    let states = "ClientReleased Closed Opening Open OpenReserved Closing ClosingReopen OpeningClientRelease \
                   ClosingClientRelease Revoked Reoffered";
     let events = "Offered Rescinded GpadlCreated GpadlTorndown Opened Modified Unloaded Connected ConnectFailed \
-                  Paused MonitorPagesModified";
+                  Paused MonitorPagesModified ReservedClosed";
     let actions = "Open Close Gpadl ReleaseGpadl Retarget Released Disconnected Ask";
     for name in [states, events, actions].join(" ").split_whitespace() {
         assert!(tally.0.get(name).is_some_and(|count| *count >= 10), "{name} is too rare: {:?}", tally.0);

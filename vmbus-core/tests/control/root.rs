@@ -310,6 +310,7 @@ fn describe_message(payload: &[u8], version: Version, features: FeatureFlags) ->
             (_, state) => format!("VERSION state {state}"),
         },
         Message::UnloadResponse(_) => "UNLOADED".into(),
+        Message::CloseReservedResponse(m) => format!("RESERVED CLOSED {}", m.relid),
         Message::ModifyChannelResponse(m) => format!("MODIFIED {} {}", m.relid, ok(m.status)),
         Message::ModifyConnectionResponse(m) => format!("CONNECTION MODIFIED {}", m.connection_state),
         Message::TlConnectResult(m) => format!("CONNECT REFUSED {:#x}", m.status),

@@ -291,6 +291,7 @@ impl Task {
                 // Asked for by nobody here.
                 ClientAction::Ask { .. }
                 | ClientAction::Modified { .. }
+                | ClientAction::ReservedClosed { .. }
                 | ClientAction::MonitorPagesModified(_)
                 | ClientAction::ConnectRefused { .. }
                 | ClientAction::Paused

@@ -71,7 +71,7 @@ impl Task {
             downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
             target_vp: channel.area,
             user_data: channel.options.user_data,
-            signals: None,
+            ..client::OpenRequest::default()
         };
         let opening = match result {
             Ok(()) => self.client.open(relid, request).map_err(|_| Failure::Rescinded),
