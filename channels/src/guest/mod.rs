@@ -228,6 +228,14 @@ impl Guest {
         self.find(device, false).await
     }
 
+    /// The offer of `device`, once all that was offered when this guest joined has arrived.
+    ///
+    /// # Errors
+    /// [`Error::NotOffered`], [`Error::Disconnected`].
+    pub async fn offered(&self, device: Device) -> Result<OfferedDevice, Error> {
+        self.find(device, true).await
+    }
+
     /// Waits for what was offered before this guest joined; then `device` is there, or it is not.
     async fn find(&self, device: Device, give_up: bool) -> Result<OfferedDevice, Error> {
         let mut offers = self.inner.offers.clone();

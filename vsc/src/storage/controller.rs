@@ -1,14 +1,14 @@
 //! A storage controller: version, properties, and the way of a command to a disk and back.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 use vmbus_channels::{BufferRange, Channel, Device, Guest, Reply, Spin};
-use vmbus_core::Status;
 use vmbus_core::storage::scsi::{self, Command};
 use vmbus_core::storage::{
     Address, DataDirection, Operation, Outcome, Packet, Properties, Request, SCSI_CLASS, Srb, Version,
 };
+use vmbus_core::{Guid, Status};
 
 use super::{Disk, DiskError};
 
@@ -20,15 +20,19 @@ const ANSWER_ROOM: usize = 4096;
 /// An open storage controller. Clones are handles to the same one.
 #[derive(Clone, Debug)]
 pub struct Controller {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    guest: Guest,
-    channel: Channel,
-    version: Version,
+pub(super) struct Inner {
+    /// Closed before their primary channel.
+    pub(super) more: OnceLock<Vec<Channel>>,
+    pub(super) channel: Channel,
+    pub(super) guest: Guest,
+    pub(super) instance: Guid,
+    pub(super) version: Version,
     longest_transfer: u32,
+    pub(super) most_sub_channels: u16,
 }
 
 impl Controller {
@@ -45,7 +49,8 @@ impl Controller {
     /// # Errors
     /// [`DiskError::Open`]; [`DiskError::Refused`] if the provider knows no version that we know.
     pub async fn open_device(guest: &Guest, device: Device) -> Result<Self, DiskError> {
-        let channel = guest.open(device).await?;
+        let instance = guest.offered(device).await?.instance;
+        let channel = guest.open(Device::instance(instance)).await?;
         // Disks that come and go are looked for by who wants to know.
         channel.discard_notices();
         ask(&channel, "BEGIN_INITIALIZATION", &Request::BeginInitialization, Packet::MAX_SIZE).await?;
@@ -54,8 +59,16 @@ impl Controller {
         let properties =
             ask(&channel, "QUERY_PROPERTIES", &Request::QueryProperties, size).await?.properties()?;
         ask(&channel, "END_INITIALIZATION", &Request::EndInitialization, size).await?;
-        let longest_transfer = longest_transfer(&properties);
-        Ok(Self { inner: Arc::new(Inner { guest: guest.clone(), channel, version, longest_transfer }) })
+        let inner = Inner {
+            more: OnceLock::new(),
+            channel,
+            guest: guest.clone(),
+            instance,
+            version,
+            longest_transfer: longest_transfer(&properties),
+            most_sub_channels: properties.max_sub_channels.get(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The storage protocol version that was agreed.
@@ -65,7 +78,9 @@ impl Controller {
 
     /// How long the channel looks for answers before it sleeps.
     pub fn set_spin(&self, spin: Spin) {
-        self.inner.channel.set_spin(spin);
+        for channel in self.inner.channels() {
+            channel.set_spin(spin);
+        }
     }
 
     /// The longest transfer of one command, in bytes; a multiple of 4096.
@@ -97,8 +112,9 @@ impl Controller {
         &self.inner.guest
     }
 
-    pub(crate) fn into_channel(self) -> Option<Channel> {
-        Arc::into_inner(self.inner).map(|inner| inner.channel)
+    /// The primary channel and the others.
+    pub(crate) fn into_channels(self) -> Option<(Channel, Vec<Channel>)> {
+        Arc::into_inner(self.inner).map(|inner| (inner.channel, inner.more.into_inner().unwrap_or_default()))
     }
 
     /// Runs a command that reads up to `len` bytes.
@@ -126,7 +142,7 @@ impl Controller {
         data: Option<BufferRange>,
     ) -> Result<Outcome, DiskError> {
         let packet = command_packet(self.inner.version, lun, command, data.as_ref())?;
-        let reply = self.inner.channel.send(&packet, data).await?.reply().await?;
+        let reply = self.inner.channel_of_this_thread().send(&packet, data).await?.reply().await?;
         parse_outcome(&reply)
     }
 }
@@ -158,7 +174,7 @@ pub(super) fn parse_outcome(reply: &[u8]) -> Result<Outcome, DiskError> {
 }
 
 /// One step of the start, in packets of `size` bytes.
-async fn ask(
+pub(super) async fn ask(
     channel: &Channel,
     step: &'static str,
     request: &Request,

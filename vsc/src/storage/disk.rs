@@ -1,5 +1,7 @@
 //! One disk of a controller.
 
+use std::sync::Arc;
+
 use vmbus_channels::{Buffer, BufferRange, Guest};
 use vmbus_core::memory::SharedMemory;
 use vmbus_core::storage::scsi::{
@@ -232,9 +234,20 @@ impl Disk {
 
     /// The same disk for a thread that polls. `None` while there are other handles to its controller.
     pub fn into_queue(self) -> Option<DiskQueue> {
+        self.into_queues()?.into_iter().next()
+    }
+
+    /// The same disk for several threads that poll: a queue for each channel of its controller, see
+    /// [`Controller::widen`]. Their channels close with the last queue. `None` while there are other handles to the
+    /// controller.
+    pub fn into_queues(self) -> Option<Vec<DiskQueue>> {
         let version = self.controller.version();
-        let channel = self.controller.into_channel()?;
-        Some(DiskQueue::new(channel.into_blocking(), version, self.lun, self.info))
+        let (primary, more) = self.controller.into_channels()?;
+        let first = DiskQueue::new(Arc::new(primary.into_blocking()), version, self.lun, self.info);
+        let mut queues: Vec<_> =
+            more.into_iter().map(|channel| first.beside(channel.into_blocking())).collect();
+        queues.insert(0, first);
+        Some(queues)
     }
 
     async fn fill_with_zeroes(&self, offset: u64, len: u64, options: u8) -> Result<(), DiskError> {

@@ -4,6 +4,7 @@ mod controller;
 mod disk;
 mod error;
 mod queue;
+mod spread;
 
 pub use controller::Controller;
 pub use disk::{Disk, DiskInfo};

@@ -1,5 +1,7 @@
 //! A disk for a thread that submits and collects.
 
+use std::sync::Arc;
+
 use vmbus_channels::{BlockingChannel, BufferRange, Reply, Spin, Tagged};
 use vmbus_core::storage::Version;
 use vmbus_core::storage::scsi::{BlockRange, Command};
@@ -33,7 +35,9 @@ pub enum DiskRequest {
 /// tag of its request.
 #[derive(Debug)]
 pub struct DiskQueue {
-    channel: BlockingChannel,
+    channel: Arc<BlockingChannel>,
+    /// With the primary channel the others would close.
+    _primary: Option<Arc<BlockingChannel>>,
     version: Version,
     lun: u8,
     info: DiskInfo,
@@ -42,8 +46,14 @@ pub struct DiskQueue {
 }
 
 impl DiskQueue {
-    pub(super) fn new(channel: BlockingChannel, version: Version, lun: u8, info: DiskInfo) -> Self {
-        Self { channel, version, lun, info, unsent: Vec::new(), replies: Vec::new() }
+    pub(super) fn new(channel: Arc<BlockingChannel>, version: Version, lun: u8, info: DiskInfo) -> Self {
+        Self { channel, _primary: None, version, lun, info, unsent: Vec::new(), replies: Vec::new() }
+    }
+
+    /// A queue of its own for another channel of the same controller.
+    pub(super) fn beside(&self, channel: BlockingChannel) -> Self {
+        let queue = Self::new(Arc::new(channel), self.version, self.lun, self.info);
+        Self { _primary: Some(Arc::clone(&self.channel)), ..queue }
     }
 
     /// What the disk says of itself.

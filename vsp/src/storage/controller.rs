@@ -116,10 +116,7 @@ impl Provider for StorageController {
         }
     }
 
-    fn open(&self, _: &Client, open: &OpenRequest) -> Result<StorageSession, Refusal> {
-        match open.subchannel_index {
-            0 => Ok(StorageSession::new(Vstor::new(self.limits), Target::new(&self.units))),
-            index => Err(Refusal::new(format!("the storage controller has no sub-channel {index}"))),
-        }
+    fn open(&self, _: &Client, _: &OpenRequest) -> Result<StorageSession, Refusal> {
+        Ok(StorageSession::new(Vstor::new(self.limits), Target::new(&self.units)))
     }
 }

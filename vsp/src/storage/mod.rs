@@ -8,6 +8,7 @@ mod controller;
 mod data;
 mod in_flight;
 mod lun;
+mod nexuses;
 mod scratch;
 mod session;
 mod target;

@@ -3,18 +3,21 @@
 //! Requests are taken in batches. What ends at once is completed with its batch, without allocation or lock of ours;
 //! what waits for a medium becomes a task of its own, which completes its request whenever it is done. How many there
 //! are at a time is bounded by what the offer lets the channel have in flight.
+//!
+//! A guest that asks for sub-channels gets a session for each, which runs commands alone and shares with the first
+//! whatever concerns the guest as a whole.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::task::coop::consume_budget;
-use vmbus_channels::{Channel, ChannelError, Completions, Request, Session};
+use vmbus_channels::{Channel, ChannelError, Completions, OpenRequest, Request, Session};
 use vmbus_core::storage::scsi::Failure;
 use vmbus_core::storage::{DataDirection, Notice, Outcome, Srb};
 
 use super::in_flight::InFlight;
 use super::lun::Execution;
 use super::target::Target;
-use super::vstor::{Reply, ResetScope, State, Step, Vstor};
+use super::vstor::{Reply, ResetScope, State, Step, Vstor, VstorFault};
 
 /// Requests taken at a time: few enough to stay in the first-level cache until they are completed.
 const TAKEN_AT_ONCE: usize = 16;
@@ -28,8 +31,18 @@ const COMPLETED_AT_ONCE: usize = 64;
 pub struct StorageSession {
     vstor: Vstor,
     target: Target,
-    /// Commands that wait for a medium.
+    /// Commands of all the guest's channels that wait for a medium.
     commands: Arc<InFlight>,
+    /// The conversation once commands may come, for sub-channels.
+    ready: Arc<OnceLock<Vstor>>,
+    role: Role,
+}
+
+/// Which channel a session serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Primary,
+    SubChannel,
 }
 
 impl Session for StorageSession {
@@ -53,14 +66,24 @@ impl Session for StorageSession {
                 }
             }
             for request in &requests {
-                let step = self.vstor.handle(request.payload());
+                let step = match self.role {
+                    Role::Primary => self.vstor.handle(request.payload()),
+                    Role::SubChannel => self.handle_on_sub_channel(request.payload()),
+                };
                 steps.push(step.map_err(|fault| ChannelError::Protocol(fault.to_string()))?);
             }
             for (at, (request, step)) in requests.drain(..).zip(&steps).enumerate() {
                 if let Some(Step::Execute(srb)) = steps.get(at + FORESIGHT) {
                     self.target.expect(srb);
                 }
-                self.start(request, step, &channel, &mut completions)?;
+                match *step {
+                    Step::CreateSubChannels(count, reply) => {
+                        self.create_sub_channels(count, reply, request, &channel, &mut completions).await?;
+                    }
+                    Step::Execute(_) | Step::Reset(..) | Step::Reply(_) => {
+                        self.start(request, step, &channel, &mut completions)?;
+                    }
+                }
                 if completions.are_awaited() || completions.len() >= COMPLETED_AT_ONCE {
                     completions.send().await?;
                 }
@@ -75,7 +98,45 @@ impl Session for StorageSession {
 
 impl StorageSession {
     pub(super) fn new(vstor: Vstor, target: Target) -> Self {
-        Self { vstor, target, commands: Arc::default() }
+        Self { vstor, target, commands: Arc::default(), ready: Arc::default(), role: Role::Primary }
+    }
+
+    /// Until the primary channel is ready for commands there are none here.
+    fn handle_on_sub_channel(&mut self, payload: &[u8]) -> Result<Step, VstorFault> {
+        if !matches!(self.vstor.state(), State::Ready(_))
+            && let Some(vstor) = self.ready.get()
+        {
+            self.vstor = vstor.clone();
+        }
+        self.vstor.handle_on_sub_channel(payload)
+    }
+
+    /// Offers what the guest asks for, and says so when the offers are on their way.
+    #[cold]
+    async fn create_sub_channels(
+        &mut self,
+        count: u16,
+        reply: Reply,
+        request: Request,
+        channel: &Channel,
+        completions: &mut Completions,
+    ) -> Result<(), ChannelError> {
+        let (target, vstor) = (self.target.another(), self.vstor.clone());
+        let (commands, ready) = (Arc::clone(&self.commands), Arc::clone(&self.ready));
+        let offered = channel.offer_subchannels(count, move |_: &OpenRequest| {
+            Ok(Self {
+                vstor: ready.get().unwrap_or(&vstor).clone(),
+                target: target.another(),
+                commands: Arc::clone(&commands),
+                ready: Arc::clone(&ready),
+                role: Role::SubChannel,
+            })
+        });
+        let reply = match offered.await {
+            Ok(()) => reply,
+            Err(refusal) => self.vstor.sub_channels_refused(&reply, refusal.status),
+        };
+        completions.push(request, reply.as_bytes())
     }
 
     #[inline]
@@ -103,9 +164,9 @@ impl StorageSession {
                 self.reset(scope, request, reply);
                 Ok(())
             }
-            // None are offered, so none can have been asked for.
             Step::CreateSubChannels(_, reply) | Step::Reply(reply) => {
                 if matches!(self.vstor.state(), State::Ready(_)) {
+                    self.ready.get_or_init(|| self.vstor.clone());
                     channel.answer_abandoned_with(self.vstor.abandoned().as_bytes().to_vec());
                 }
                 completions.push(request, reply.as_bytes())
@@ -162,6 +223,9 @@ impl StorageSession {
     #[inline]
     async fn tell_changes(&mut self, channel: &Channel) -> Result<(), ChannelError> {
         let Some(changes) = self.target.refresh() else { return Ok(()) };
+        if self.role == Role::SubChannel {
+            return Ok(());
+        }
         let removed = changes.removed.then_some(Notice::RemoveDevice);
         let added = changes.added.then_some(Notice::EnumerateBus);
         for notice in removed.into_iter().chain(added) {

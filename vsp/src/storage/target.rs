@@ -13,6 +13,7 @@ use vmbus_partition::GuestPages;
 
 use super::data::Data;
 use super::lun::{self, Execution, Lun, Nexus};
+use super::nexuses::Nexuses;
 
 /// Disks by number.
 type Luns = BTreeMap<u8, Arc<Lun>>;
@@ -32,10 +33,11 @@ pub struct Changes {
     pub removed: bool,
 }
 
-/// The disks of a controller as one guest has them: a snapshot, so that running a command takes no lock.
+/// The disks of a controller as one channel of a guest has them: a snapshot, so that running a command takes no lock.
 #[derive(Debug)]
 pub struct Target {
     units: watch::Receiver<Luns>,
+    nexuses: Nexuses,
     /// By number.
     attached: Vec<Option<Attached>>,
 }
@@ -43,7 +45,7 @@ pub struct Target {
 #[derive(Debug)]
 struct Attached {
     lun: Arc<Lun>,
-    nexus: Nexus,
+    nexus: Arc<Nexus>,
 }
 
 impl Units {
@@ -77,7 +79,16 @@ impl Units {
 impl Target {
     /// A guest's new view of `units`.
     pub fn new(units: &Units) -> Self {
-        let mut target = Self { units: units.luns.subscribe(), attached: Vec::new() };
+        Self::with(units.luns.subscribe(), Nexuses::default())
+    }
+
+    /// The view of another channel of the same guest.
+    pub fn another(&self) -> Self {
+        Self::with(self.units.clone(), self.nexuses.clone())
+    }
+
+    fn with(units: watch::Receiver<Luns>, nexuses: Nexuses) -> Self {
+        let mut target = Self { units, nexuses, attached: Vec::new() };
         target.look();
         target
     }
@@ -175,7 +186,7 @@ impl Target {
             let here = before.get_mut(place).and_then(|slot| slot.take_if(|old| Arc::ptr_eq(&old.lun, lun)));
             changes.added |= here.is_none();
             let lun = Arc::clone(lun);
-            self.attached.push(Some(here.unwrap_or_else(|| Attached { nexus: lun.attach(), lun })));
+            self.attached.push(Some(here.unwrap_or_else(|| Attached { nexus: self.nexuses.of(&lun), lun })));
         }
         changes.removed = before.iter().any(Option::is_some);
         changes

@@ -26,9 +26,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Every version, no sub-channels, transfers of up to 1 MiB.
+    /// Every version, 15 sub-channels, transfers of up to 1 MiB.
     fn default() -> Self {
-        Self { newest: Version::V6_2, oldest: Version::V0_1, max_sub_channels: 0, max_transfer: 1 << 20 }
+        Self { newest: Version::V6_2, oldest: Version::V0_1, max_sub_channels: 15, max_transfer: 1 << 20 }
     }
 }
 
@@ -257,6 +257,13 @@ impl Vstor {
         }
         self.sub_channels = count;
         Step::CreateSubChannels(count, self.success(asked))
+    }
+
+    /// The sub-channels of [`Step::CreateSubChannels`] could not be offered: what to complete it with in place of
+    /// `reply`. The guest may ask for fewer.
+    pub fn sub_channels_refused(&mut self, reply: &Reply, status: Status) -> Reply {
+        self.sub_channels = 0;
+        self.reply(&Packet::completion(status), reply.length)
     }
 
     fn properties(&self, version: Version) -> Properties {
