@@ -8,6 +8,7 @@ pub mod client;
 pub mod control;
 pub mod disk;
 pub mod frames;
+pub mod network;
 pub mod pages;
 pub mod pair;
 pub mod server;
@@ -17,5 +18,10 @@ pub mod storage;
 pub type Body = fn(&[u8]);
 
 /// All targets with a body in this library.
-pub const TARGETS: &[(&str, Body)] =
-    &[("control", control::run), ("pages", pages::run), ("server", server::run), ("storage", storage::run)];
+pub const TARGETS: &[(&str, Body)] = &[
+    ("control", control::run),
+    ("network", network::run),
+    ("pages", pages::run),
+    ("server", server::run),
+    ("storage", storage::run),
+];

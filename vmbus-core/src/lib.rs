@@ -14,6 +14,7 @@ pub mod client;
 pub mod guid;
 pub mod memory;
 pub mod message;
+pub mod network;
 pub mod pages;
 pub mod server;
 pub mod status;

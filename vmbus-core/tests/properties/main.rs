@@ -4,6 +4,7 @@
 
 mod control;
 mod memory;
+mod network;
 mod pages;
 mod storage;
 

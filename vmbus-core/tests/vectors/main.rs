@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod control;
+mod network;
 mod ring;
 mod scsi;
 mod storage;
@@ -17,8 +18,6 @@ type Check = (&'static str, fn(&[u8]));
 /// Vectors of protocols that other parts of the bus speak, by the beginning of their name.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("RB-", "packets and control page of the ring: the ring crate"),
-    ("NV-", "network protocol, not spoken yet"),
-    ("RN-", "network protocol, not spoken yet"),
     ("IC-", "integration services, not spoken yet"),
     ("DM-", "memory balloon, not spoken yet"),
     ("KB-", "keyboard, not spoken yet"),
@@ -30,7 +29,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 fn every_vector_is_read_and_written() {
     let vectors = vectors();
     let checks: BTreeMap<&str, fn(&[u8])> =
-        [synic::CHECKS, control::CHECKS, ring::CHECKS, storage::CHECKS, scsi::CHECKS]
+        [synic::CHECKS, control::CHECKS, ring::CHECKS, storage::CHECKS, scsi::CHECKS, network::CHECKS]
             .concat()
             .into_iter()
             .collect();

@@ -5,28 +5,40 @@ use zerocopy::IntoBytes;
 
 use crate::Check;
 
-pub(crate) const CHECKS: &[Check] = &[("RB-6", |bytes| {
-    let header = header(bytes);
+pub(crate) const CHECKS: &[Check] =
+    &[("RB-6", |bytes| transfer_pages(bytes, 0xcafe, &[(98, 0), (60, 0x6c0)]))];
+
+/// A transfer-page packet's header names the ranges (count, offset) of a set, and is written from them.
+pub(crate) fn transfer_pages(packet: &[u8], set_id: u16, ranges: &[(u32, u32)]) {
+    let header = header(packet);
     let pages = TransferPages::parse(header).unwrap();
-    let range = |byte_count: u32, byte_offset: u32| TransferRange {
-        byte_count: byte_count.into(),
-        byte_offset: byte_offset.into(),
-    };
-    let ranges = [range(98, 0), range(60, 0x6c0)];
-    assert_eq!((pages.set_id(), pages.sender_owns_set(), pages.ranges()), (0xcafe, false, ranges.as_slice()));
-    assert_eq!([TransferPages::head(0xcafe, false, 2).as_slice(), ranges.as_bytes()].concat(), header);
-})];
+    let ranges: Vec<TransferRange> = ranges
+        .iter()
+        .map(|&(count, offset)| TransferRange { byte_count: count.into(), byte_offset: offset.into() })
+        .collect();
+    assert_eq!((pages.set_id(), pages.sender_owns_set(), pages.ranges()), (set_id, false, &ranges[..]));
+    let head = TransferPages::head(set_id, false, u32::try_from(ranges.len()).unwrap());
+    assert_eq!([head.as_slice(), ranges.as_bytes()].concat(), header);
+}
 
 /// A GPA-direct packet's header names the ranges of `list`, and is written from them.
 pub(crate) fn gpa_direct(packet: &[u8], list: &PageRanges) {
+    gpa_direct_ranges(packet, std::slice::from_ref(list));
+}
+
+/// [`gpa_direct`] of several lists, one after the other.
+pub(crate) fn gpa_direct_ranges(packet: &[u8], lists: &[PageRanges]) {
     let header = header(packet);
     let read = GpaDirect::parse(header).unwrap();
-    assert!(read.ranges().eq(list.ranges()));
-    assert_eq!(read.byte_count(), list.byte_count());
-    assert_eq!([&GpaDirect::head(1), list.as_bytes()].concat(), header);
+    assert!(read.ranges().eq(lists.iter().flat_map(PageRanges::ranges)));
+    assert_eq!(read.byte_count(), lists.iter().map(PageRanges::byte_count).sum::<u64>());
+    let mut written = GpaDirect::head(u32::try_from(read.ranges().count()).unwrap()).to_vec();
     for range in read.ranges() {
-        assert_eq!([&range.head(), range.pfn_bytes()].concat(), header[8..]);
+        written.extend_from_slice(&range.head());
+        written.extend_from_slice(range.pfn_bytes());
     }
+    assert_eq!(written, header);
+    assert_eq!(lists.iter().flat_map(|list| list.as_bytes()).copied().collect::<Vec<u8>>(), header[8..]);
 }
 
 /// What stands between a packet's descriptor and its payload.
