@@ -1,7 +1,7 @@
-//! What tests of the whole house have in common: saying what they need of the machine.
+//! What tests of the whole house have in common: saying what they need of the machine, and the simulator ([`sim`]).
 //!
 //! The tests themselves, conformance, real processes and real peers, are the integration tests of this package. The
-//! library depends on nothing, so any crate can name it as a dev-dependency.
+//! library depends on the lowest floors only, so any crate can name it as a dev-dependency.
 //!
 //! A test that needs more than an ordinary user on an ordinary machine says so in its first line:
 //!
@@ -13,6 +13,8 @@
 //!
 //! Where a need is not met the test says why on stderr and passes without having run. `VMBUS_REQUIRE=all`, or a list
 //! such as `VMBUS_REQUIRE=root,fuse`, turns that into a failure: a build server that lost a device must not go green.
+
+pub mod sim;
 
 use std::fmt;
 use std::fs::{self, OpenOptions};

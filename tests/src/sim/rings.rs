@@ -1,0 +1,288 @@
+//! Both ends of an open channel: the guest sends requests, the root's device completes each once, in any order.
+//!
+//! Every packet says which one it is and its content follows from that, so a byte that is lost, doubled or from
+//! elsewhere is noticed by whoever reads it. Both ends sleep and wake by the ring's own rules.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use vmbus_core::memory::PlainMemory;
+use vmbus_ringbuf::{
+    Consumer, Flat, Outgoing, Packet, PacketKind, Producer, PushError, RingFault, Signal, packet_size,
+};
+
+pub(super) type Ring = Flat<Arc<PlainMemory>>;
+
+/// Packets that a worker takes before it lets others run.
+const BUDGET: usize = 4;
+/// Bytes in front of a packet's filling.
+const HEAD: usize = 24;
+
+/// What a worker did.
+#[derive(Debug, Default)]
+pub(super) struct Worked {
+    /// The other end is to be woken.
+    pub(super) ring: bool,
+    /// It has not finished: let it work again. Otherwise it sleeps.
+    pub(super) again: bool,
+    /// Requests that were taken, or completions that came.
+    pub(super) taken: Vec<u64>,
+}
+
+/// A packet's content: `which` is the number of the packet on its way, `about` what it is about.
+fn letter(buffer: &mut Vec<u8>, channel: u64, which: u64, about: u64, filling: usize) {
+    buffer.clear();
+    for word in [channel, which, about] {
+        buffer.extend_from_slice(&word.to_le_bytes());
+    }
+    let mut word = which.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ channel;
+    for _ in 0..filling.div_ceil(8) {
+        word = word.rotate_left(9).wrapping_add(about);
+        buffer.extend_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// Reads a packet that is `which` on its way and gives what it is about.
+fn read(packet: &Packet<'_, Ring>, channel: u64, which: u64, buffer: &mut Vec<u8>) -> Result<u64, String> {
+    let mut bytes = [0; 1024];
+    let len = packet.payload_len();
+    let bytes = bytes.get_mut(..len).ok_or_else(|| format!("a packet of {len} bytes that nobody sent"))?;
+    packet.read_payload(0, bytes).map_err(|error| error.to_string())?;
+    let about = packet.transaction_id;
+    letter(buffer, channel, which, about, len.saturating_sub(HEAD));
+    if bytes != buffer.as_slice() {
+        return Err(format!("packet {which} of open {channel} is not what was sent: {bytes:02x?}"));
+    }
+    Ok(about)
+}
+
+fn fault(fault: RingFault) -> String {
+    format!("a ring is at fault: {fault}")
+}
+
+/// The guest's end.
+#[derive(Debug)]
+pub(super) struct Line {
+    open_id: u64,
+    outgoing: Producer<Ring>,
+    incoming: Consumer<Ring>,
+    /// Requests that wait for room, by the bytes of their filling.
+    waiting: VecDeque<usize>,
+    in_flight: BTreeSet<u64>,
+    sent: u64,
+    received: u64,
+    pub(super) awake: bool,
+    /// The last look found nothing: sleep is next, others may run before.
+    about_to_sleep: bool,
+    buffer: Vec<u8>,
+}
+
+impl Line {
+    pub(super) fn new(open_id: u32, outgoing: Ring, incoming: Ring) -> Result<Self, String> {
+        Ok(Self {
+            open_id: u64::from(open_id),
+            outgoing: Producer::new(outgoing).map_err(fault)?,
+            incoming: Consumer::new(incoming).map_err(fault)?,
+            waiting: VecDeque::new(),
+            in_flight: BTreeSet::new(),
+            sent: 0,
+            received: 0,
+            awake: true,
+            about_to_sleep: false,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Requests that have not ended.
+    pub(super) fn unfinished(&self) -> usize {
+        self.waiting.len() + self.in_flight.len()
+    }
+
+    /// Sends requests, as far as there is room; whether to wake the root.
+    pub(super) fn request(&mut self, count: u8, bytes: u16) -> Result<bool, String> {
+        self.waiting.extend((0..count).map(|_| usize::from(bytes)));
+        self.send()
+    }
+
+    fn send(&mut self) -> Result<bool, String> {
+        let mut ring = false;
+        while !self.waiting.is_empty() {
+            let mut batch = self.outgoing.batch();
+            let mut full = None;
+            while let Some(&bytes) = self.waiting.front() {
+                let id = self.sent + 1;
+                letter(&mut self.buffer, self.open_id, self.sent, id, bytes);
+                match batch.push(Outgoing::request(id, &self.buffer)) {
+                    Ok(()) => {
+                        self.waiting.pop_front();
+                        self.in_flight.insert(id);
+                        self.sent += 1;
+                    }
+                    Err(PushError::Full) => {
+                        full = packet_size(0, self.buffer.len());
+                        break;
+                    }
+                    Err(error) => return Err(format!("a request was not taken: {error}")),
+                }
+            }
+            ring |= batch.commit().map_err(fault)?.is_ring();
+            if let Some(needed) = full
+                && !self.outgoing.request_space(needed).map_err(fault)?
+            {
+                break;
+            }
+        }
+        Ok(ring)
+    }
+
+    /// Takes completions and sends what waits.
+    pub(super) fn work(&mut self) -> Result<Worked, String> {
+        if self.about_to_sleep {
+            return self.sleep();
+        }
+        let mut worked = Worked::default();
+        self.incoming.mask();
+        for _ in 0..BUDGET {
+            let Some(packet) = self.incoming.next().map_err(fault)? else { break };
+            if packet.kind != PacketKind::Completion {
+                return Err(format!("the root sent a {:?} where completions are due", packet.kind));
+            }
+            let id = read(&packet, self.open_id, self.received, &mut self.buffer)?;
+            self.received += 1;
+            if !self.in_flight.remove(&id) {
+                return Err(format!("request {id} of open {} completed and is not in flight", self.open_id));
+            }
+            worked.taken.push(id);
+            worked.ring |= self.incoming.publish_if_due().map_err(fault)?.is_ring();
+        }
+        worked.ring |= self.send()?;
+        self.awake = true;
+        worked.again = true;
+        self.about_to_sleep = worked.taken.is_empty();
+        Ok(worked)
+    }
+
+    fn sleep(&mut self) -> Result<Worked, String> {
+        let last = self.incoming.unmask().map_err(fault)?;
+        self.about_to_sleep = false;
+        self.awake = last.unread;
+        Ok(Worked { ring: last.signal.is_ring(), again: last.unread, taken: Vec::new() })
+    }
+}
+
+/// What a device of the root does wrong, on purpose.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    pub(super) completes_twice: bool,
+    pub(super) flips_byte: bool,
+    pub(super) sleeps_without_look: bool,
+}
+
+/// The root's end.
+#[derive(Debug)]
+pub(super) struct Device {
+    open_id: u64,
+    incoming: Consumer<Ring>,
+    outgoing: Producer<Ring>,
+    in_service: BTreeSet<u64>,
+    /// Completions that wait for room.
+    finished: VecDeque<u64>,
+    received: u64,
+    sent: u64,
+    pub(super) awake: bool,
+    /// The last look found nothing: sleep is next, others may run before.
+    about_to_sleep: bool,
+    faults: Faults,
+    buffer: Vec<u8>,
+}
+
+impl Device {
+    pub(super) fn new(open_id: u32, incoming: Ring, outgoing: Ring, faults: Faults) -> Result<Self, String> {
+        Ok(Self {
+            open_id: u64::from(open_id),
+            incoming: Consumer::new(incoming).map_err(fault)?,
+            outgoing: Producer::new(outgoing).map_err(fault)?,
+            in_service: BTreeSet::new(),
+            finished: VecDeque::new(),
+            received: 0,
+            sent: 0,
+            awake: true,
+            about_to_sleep: false,
+            faults,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Takes requests and sends what is finished.
+    pub(super) fn work(&mut self) -> Result<Worked, String> {
+        if self.about_to_sleep {
+            return self.sleep();
+        }
+        let mut worked = Worked::default();
+        self.incoming.mask();
+        for _ in 0..BUDGET {
+            let Some(packet) = self.incoming.next().map_err(fault)? else { break };
+            if packet.kind != PacketKind::InBand || !packet.completion_requested {
+                return Err(format!("the guest sent a {:?} where requests are due", packet.kind));
+            }
+            let id = read(&packet, self.open_id, self.received, &mut self.buffer)?;
+            self.received += 1;
+            if !self.in_service.insert(id) {
+                return Err(format!("request {id} of open {} came twice", self.open_id));
+            }
+            worked.taken.push(id);
+            worked.ring |= self.incoming.publish_if_due().map_err(fault)?.is_ring();
+        }
+        worked.ring |= self.send()?;
+        self.awake = true;
+        worked.again = true;
+        self.about_to_sleep = worked.taken.is_empty();
+        Ok(worked)
+    }
+
+    fn sleep(&mut self) -> Result<Worked, String> {
+        let last = self.incoming.unmask().map_err(fault)?;
+        self.about_to_sleep = false;
+        self.awake = last.unread && !self.faults.sleeps_without_look;
+        Ok(Worked { ring: last.signal.is_ring(), again: self.awake, taken: Vec::new() })
+    }
+
+    /// A request is served; whether to wake the guest.
+    pub(super) fn finish(&mut self, id: u64) -> Result<bool, String> {
+        // One that came before the channel was opened anew.
+        if !self.in_service.remove(&id) {
+            return Ok(false);
+        }
+        self.finished.push_back(id);
+        if self.faults.completes_twice && id.is_multiple_of(5) {
+            self.finished.push_back(id);
+        }
+        self.send()
+    }
+
+    fn send(&mut self) -> Result<bool, String> {
+        let mut signal = Signal::Quiet;
+        while let Some(&id) = self.finished.front() {
+            letter(&mut self.buffer, self.open_id, self.sent, id, 0);
+            if self.faults.flips_byte && self.sent % 7 == 6 {
+                self.buffer[HEAD - 9] ^= 1;
+            }
+            let mut batch = self.outgoing.batch();
+            match batch.push(Outgoing::completion(id, &self.buffer)) {
+                Ok(()) => {
+                    self.finished.pop_front();
+                    self.sent += 1;
+                    signal = signal.or(batch.commit().map_err(fault)?);
+                }
+                Err(PushError::Full) => {
+                    let needed = packet_size(0, self.buffer.len()).unwrap_or(usize::MAX);
+                    if !self.outgoing.request_space(needed).map_err(fault)? {
+                        break;
+                    }
+                }
+                Err(error) => return Err(format!("a completion was not taken: {error}")),
+            }
+        }
+        Ok(signal.is_ring())
+    }
+}
