@@ -13,7 +13,7 @@ use vmbus_core::server::{Answer, AskId, Whose};
 use vmbus_core::{FeatureFlags, Status, Version};
 use zerocopy::little_endian::U32;
 
-const MAX_STEPS: usize = 400;
+pub(crate) const MAX_STEPS: usize = 400;
 
 /// Plays the conversation that the bytes describe, then ends it and looks for what is left.
 pub fn run(bytes: &[u8]) {
@@ -70,7 +70,7 @@ pub(crate) struct Guest {
     pub(crate) posted: VecDeque<(u32, Payload)>,
     /// What the host did wrong.
     pub(crate) faults: Vec<Fault>,
-    asked: Vec<AskId>,
+    pub(crate) asked: Vec<AskId>,
     last_asked: Option<AskId>,
     connecting: bool,
     creating: BTreeSet<(u32, u32)>,
@@ -98,7 +98,7 @@ impl Guest {
     }
 
     /// Connected, with three channels offered and a page list on the first.
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.take(Step::Connect { from: 0, to: 10 });
         self.decide_all();
         self.take(Step::Version { supported: true, state: 0, connection_id: 4, features: u32::MAX });

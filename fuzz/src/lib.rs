@@ -11,6 +11,8 @@ pub mod frames;
 pub mod network;
 pub mod pages;
 pub mod pair;
+pub mod saved_client;
+pub mod saved_server;
 pub mod server;
 pub mod storage;
 
@@ -22,6 +24,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("control", control::run),
     ("network", network::run),
     ("pages", pages::run),
+    ("saved_client", saved_client::run),
+    ("saved_server", saved_server::run),
     ("server", server::run),
     ("storage", storage::run),
 ];

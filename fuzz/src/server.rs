@@ -16,7 +16,7 @@ use vmbus_core::{FeatureFlags, Guid, Status, Version};
 use zerocopy::little_endian::{U16, U32};
 
 /// Small bounds, so that the fuzzer reaches them.
-const QUOTAS: Quotas = Quotas {
+pub(crate) const QUOTAS: Quotas = Quotas {
     channels: 6,
     half_built_gpadls: 4,
     half_built_words: 128,
@@ -25,7 +25,7 @@ const QUOTAS: Quotas = Quotas {
     questions: 6,
     connects: 3,
 };
-const MAX_STEPS: usize = 400;
+pub(crate) const MAX_STEPS: usize = 400;
 
 /// Plays the conversation that the bytes describe, then ends it and looks for what is left.
 pub fn run(bytes: &[u8]) {
@@ -74,7 +74,7 @@ pub(crate) enum Step {
 
 /// Where a device is with its open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Opened {
+pub(crate) enum Opened {
     Opening,
     Open,
     Closing,
@@ -89,11 +89,11 @@ pub(crate) struct Host {
     pub(crate) faults: Vec<Fault>,
     offered: BTreeMap<DeviceKey, /* withdrawn */ bool>,
     quotas: Quotas,
-    asked: Vec<AskId>,
+    pub(crate) asked: Vec<AskId>,
     last_asked: Option<AskId>,
-    opens: BTreeMap<u32, (DeviceKey, Opened, /* ring */ u32)>,
-    lists: BTreeMap<(u32, u32), /* asked back */ bool>,
-    connects: BTreeSet<ConnectRequest>,
+    pub(crate) opens: BTreeMap<u32, (DeviceKey, Opened, /* ring */ u32)>,
+    pub(crate) lists: BTreeMap<(u32, u32), /* asked back */ bool>,
+    pub(crate) connects: BTreeSet<ConnectRequest>,
     /// Disconnected actions still owed for resets.
     resets: usize,
 }
@@ -116,7 +116,7 @@ impl Host {
     }
 
     /// A guest of the newest version with three channels offered and the rings of the first two shared.
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         for device in 0..3 {
             self.take(Step::Offer { device, subchannel: 0 });
         }
@@ -316,6 +316,7 @@ impl Host {
                 assert!((1..=2047).contains(&open.event_flag));
                 self.opens.insert(relid, (device, Opened::Opening, open.ring_gpadl));
             }
+            ServerAction::Reattach { .. } => panic!("nothing was restored"),
             ServerAction::Close { relid, device } => {
                 let open = self.opens.get_mut(&relid).expect("only what is open is closed");
                 assert_eq!((open.0, open.1), (device, Opened::Open));
@@ -398,7 +399,7 @@ impl Host {
     }
 
     /// Resets and answers all that is still asked for: then nothing may be left.
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.take(Step::Reset);
         for _ in 0..4 * MAX_STEPS {
             if self.resets == 0 {

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod message;
 pub mod network;
 pub mod pages;
+pub mod saved;
 pub mod server;
 pub mod status;
 pub mod storage;

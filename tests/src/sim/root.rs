@@ -46,6 +46,8 @@ impl World {
                 let pfn = entered.session_begins(relid, device, &open)?;
                 self.device_opens(partition, relid, device, open, pfn);
             }
+            // Sessions of a saved server go on: see `ServerInput::Restored`.
+            ServerAction::Reattach { .. } => {}
             ServerAction::Close { relid, device } => {
                 entered.session_ends(relid)?;
                 tell!(self, "partition {partition}: channel {relid} is to close");

@@ -17,9 +17,9 @@ use crate::message::{
 use crate::{FeatureFlags, Guid, Status, Version};
 
 /// Channel ids are 1 to 2047.
-const LAST_RELID: u32 = 2047;
-const LAST_MONITOR: u8 = 127;
-const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
+pub(super) const LAST_RELID: u32 = 2047;
+pub(super) const LAST_MONITOR: u8 = 127;
+pub(super) const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
 
 /// One offered channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,10 +150,10 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) struct Channel {
-    offer: OfferInfo,
+    pub(super) offer: OfferInfo,
     pub(super) state: State,
     /// A response to MODIFYCHANNEL is to come.
-    modifying: bool,
+    pub(super) modifying: bool,
 }
 
 impl Channel {
@@ -202,8 +202,8 @@ impl Channel {
 /// All channels of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    by_relid: BTreeMap<u32, Channel>,
-    last_open_id: u32,
+    pub(super) by_relid: BTreeMap<u32, Channel>,
+    pub(super) last_open_id: u32,
     /// The connection that was unloaded and has left reserved channels open.
     pub(super) left_behind: Option<Connection>,
 }

@@ -16,7 +16,7 @@ use crate::{FeatureFlags, Guid, Status, Version};
 
 const LEGACY_CONNECTION: u32 = 1;
 const MULTI_CLIENT_CONNECTION: u32 = 4;
-const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
+pub(super) const CONNECTION_ID_BITS: u32 = 0x00ff_ffff;
 /// The interrupt source of the bus.
 const SINT: u8 = 2;
 
@@ -210,7 +210,7 @@ impl Client {
         }
     }
 
-    fn features_for(&self, version: Version) -> FeatureFlags {
+    pub(super) fn features_for(&self, version: Version) -> FeatureFlags {
         let mut features =
             if version >= Version::Copper { self.config.features } else { FeatureFlags::empty() };
         if self.config.client_id.is_none() {

@@ -13,7 +13,7 @@ use crate::message::{GpadlCreated, GpadlTeardown};
 use crate::pages::PageRanges;
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     /// Our policy decides whether the pages may be shared.
     Asked { asked: AskId, pages: PageRanges },
     /// The messages were posted. `cancelled`: to be torn down as soon as it is created.
@@ -27,12 +27,12 @@ enum State {
 /// All page lists of a connection. Names are never used twice before all were used once.
 #[derive(Debug, Default)]
 pub(super) struct Gpadls {
-    by_name: BTreeMap<u32, (u32, State)>,
+    pub(super) by_name: BTreeMap<u32, (u32, State)>,
     /// Channel id and name of each.
     by_channel: BTreeSet<(u32, u32)>,
-    last_name: u32,
+    pub(super) last_name: u32,
     /// All names were used once.
-    wrapped: bool,
+    pub(super) wrapped: bool,
 }
 
 impl Gpadls {
@@ -62,7 +62,7 @@ impl Gpadls {
         self.by_name.get_mut(&gpadl).map(|(_, state)| state)
     }
 
-    fn insert(&mut self, relid: u32, gpadl: u32, state: State) {
+    pub(super) fn insert(&mut self, relid: u32, gpadl: u32, state: State) {
         self.by_channel.insert((relid, gpadl));
         self.by_name.insert(gpadl, (relid, state));
     }
@@ -90,7 +90,7 @@ impl Gpadls {
     }
 
     /// Whether a list of this name may have been on its way to the host once.
-    fn ever_was(&self, gpadl: u32) -> bool {
+    pub(super) fn ever_was(&self, gpadl: u32) -> bool {
         gpadl != 0 && (self.wrapped || gpadl <= self.last_name)
     }
 }

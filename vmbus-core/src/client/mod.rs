@@ -16,6 +16,8 @@ mod gpadl;
 mod pause;
 mod policy;
 mod reserved;
+mod restoring;
+mod saving;
 
 use alloc::collections::VecDeque;
 

@@ -17,9 +17,9 @@ pub(super) enum Pausing {
 /// What we do not say while the host is to be silent, as it would not hear it.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    posts: VecDeque<ClientAction>,
+    pub(super) posts: VecDeque<ClientAction>,
     /// Channel ids among them that we give back: ours until the host hears of it.
-    released: BTreeSet<u32>,
+    pub(super) released: BTreeSet<u32>,
 }
 
 impl Client {

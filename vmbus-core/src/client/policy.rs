@@ -65,9 +65,9 @@ pub(super) enum Subject {
 /// Questions that wait for an answer.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    last: u64,
-    waiting: BTreeMap<AskId, Subject>,
-    initial_offers: usize,
+    pub(super) last: u64,
+    pub(super) waiting: BTreeMap<AskId, Subject>,
+    pub(super) initial_offers: usize,
 }
 
 impl Questions {

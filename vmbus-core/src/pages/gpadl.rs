@@ -223,6 +223,16 @@ impl GpadlBuilder {
         }
     }
 
+    /// What the header stated: the length of the ranges in bytes (16 bits), and their number.
+    pub(crate) fn announced(&self) -> (u16, u16) {
+        (self.stated, self.count)
+    }
+
+    /// The words received so far, as they are on the wire.
+    pub(crate) fn received(&self) -> &[u8] {
+        self.words.as_bytes()
+    }
+
     /// Words of 8 bytes received so far: what a quota over several builders counts.
     pub fn received_words(&self) -> usize {
         self.words.len()

@@ -160,7 +160,7 @@ pub(super) enum Serving {
 
 impl Serving {
     /// Whether the device was told to open and has not said that it is closed.
-    fn is_with_device(&self) -> bool {
+    pub(super) fn is_with_device(&self) -> bool {
         match self {
             Self::Idle | Self::Asked { .. } => false,
             Self::Opening(_) | Self::Open(_) | Self::Closing { .. } => true,
@@ -174,7 +174,7 @@ pub(super) struct Channel {
     pub(super) offer: OfferParams,
     pub(super) relid: Option<u32>,
     /// Monitor id; only together with a channel id.
-    monitor: Option<u8>,
+    pub(super) monitor: Option<u8>,
     pub(super) shown: Shown,
     /// The host took the device back. Not while it is [`Shown::Offered`], [`Shown::Proposed`] or [`Shown::Returning`].
     pub(super) withdrawn: bool,
@@ -276,17 +276,17 @@ impl Channel {
 /// All channels, by device and by id.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    by_device: BTreeMap<DeviceKey, Channel>,
-    relids: Relids,
-    monitors: Monitors,
+    pub(super) by_device: BTreeMap<DeviceKey, Channel>,
+    pub(super) relids: Relids,
+    pub(super) monitors: Monitors,
     /// Sub-channels by primary.
-    subchannels: BTreeSet<(DeviceKey, DeviceKey)>,
+    pub(super) subchannels: BTreeSet<(DeviceKey, DeviceKey)>,
     /// Devices that the guest may see and for which no id is free.
-    waiting: BTreeSet<DeviceKey>,
+    pub(super) waiting: BTreeSet<DeviceKey>,
     /// Channels whose device was told to open and has not closed, without those that are kept.
-    served: usize,
+    pub(super) served: usize,
     /// Channels that are [`Shown::Unloaded`].
-    kept: BTreeSet<DeviceKey>,
+    pub(super) kept: BTreeSet<DeviceKey>,
 }
 
 impl Channels {

@@ -82,7 +82,7 @@ pub(super) struct Connected {
     pub(super) offers: Offers,
     /// Messages held back while the guest has us pause. Each belongs to a channel id, page list or question, so that
     /// their quotas bound this too: while paused the guest can cause nothing new.
-    held: Option<VecDeque<ServerAction>>,
+    pub(super) held: Option<VecDeque<ServerAction>>,
 }
 
 /// How far the offers of a connection are.

@@ -11,17 +11,17 @@ use crate::{FeatureFlags, Status, Version};
 
 /// The interrupt source of the bus.
 const SINT: u8 = 2;
-const SINTS: u8 = 16;
+pub(super) const SINTS: u8 = 16;
 
 /// One contact, decoded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Contact {
     /// `None`: nobody knows this version.
-    version: Option<Version>,
+    pub(super) version: Option<Version>,
     /// Where the answer goes.
-    vp: u32,
-    sint: u8,
-    message: InitiateContact,
+    pub(super) vp: u32,
+    pub(super) sint: u8,
+    pub(super) message: InitiateContact,
 }
 
 /// Why a contact fails.

@@ -19,7 +19,7 @@ use crate::pages::{GpadlBuilder, PageRanges};
 
 /// What the guest knows of a complete list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+pub(super) enum Known {
     /// It was told that the list is created.
     Accepted,
     /// It asked for the list back and waits for TORNDOWN.
@@ -30,7 +30,7 @@ enum Known {
 
 /// Whether the device uses a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Custody {
+pub(super) enum Custody {
     /// It may.
     Device,
     /// It was asked to let go.
@@ -40,7 +40,7 @@ enum Custody {
 }
 
 #[derive(Debug)]
-enum List {
+pub(super) enum List {
     /// Messages are missing.
     HalfBuilt(GpadlBuilder),
     /// Policy decides whether the pages may be shared.
@@ -53,12 +53,12 @@ enum List {
 #[derive(Debug, Default)]
 pub(super) struct Gpadls {
     /// By channel id and name.
-    lists: BTreeMap<(u32, u32), List>,
+    pub(super) lists: BTreeMap<(u32, u32), List>,
     /// Channel ids of half-built lists by name, as GPADL_BODY names no channel.
     half_built: BTreeMap<u32, u32>,
     half_built_words: usize,
     pages: usize,
-    with_devices: usize,
+    pub(super) with_devices: usize,
 }
 
 impl Gpadls {
@@ -93,7 +93,19 @@ impl Gpadls {
         }
     }
 
-    fn insert(&mut self, relid: u32, gpadl: u32, list: List) {
+    /// A list that the device may use, or was asked to let go of.
+    pub(super) fn lent(&self, relid: u32, gpadl: u32) -> Option<&Arc<PageRanges>> {
+        match self.lists.get(&(relid, gpadl))? {
+            List::Built { pages, custody: Custody::Device | Custody::Releasing, .. } => Some(pages),
+            List::Built { .. } | List::HalfBuilt(_) | List::Asked { .. } => None,
+        }
+    }
+
+    pub(super) fn is_half_built(&self, gpadl: u32) -> bool {
+        self.half_built.contains_key(&gpadl)
+    }
+
+    pub(super) fn insert(&mut self, relid: u32, gpadl: u32, list: List) {
         match &list {
             List::HalfBuilt(builder) => {
                 self.half_built.insert(gpadl, relid);
@@ -117,7 +129,7 @@ impl Gpadls {
     }
 
     /// Names of all lists of a channel.
-    fn of_channel(&self, relid: u32) -> Vec<u32> {
+    pub(super) fn of_channel(&self, relid: u32) -> Vec<u32> {
         self.lists.range((relid, 0)..=(relid, u32::MAX)).map(|((_, gpadl), _)| *gpadl).collect()
     }
 }
@@ -385,7 +397,7 @@ impl Server {
         }
     }
 
-    fn gpadl_gone(&mut self, relid: u32, gpadl: u32) {
+    pub(super) fn gpadl_gone(&mut self, relid: u32, gpadl: u32) {
         if let Some(List::Built { known: Known::TearingDown, .. }) = self.gpadls.remove(relid, gpadl) {
             self.send(GpadlTorndown { gpadl: U32::new(gpadl) });
         }

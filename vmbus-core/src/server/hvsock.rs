@@ -22,7 +22,7 @@ pub struct ConnectRequest {
 /// Connects that wait for an answer.
 #[derive(Debug, Default)]
 pub(super) struct Connects {
-    waiting: BTreeSet<ConnectRequest>,
+    pub(super) waiting: BTreeSet<ConnectRequest>,
 }
 
 impl Connects {

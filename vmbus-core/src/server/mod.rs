@@ -23,6 +23,8 @@ mod opening;
 mod question;
 mod relids;
 mod reserved;
+mod restoring;
+mod saving;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -35,6 +37,7 @@ pub use hvsock::ConnectRequest;
 pub use monitor::Monitor;
 pub use offer::OfferParams;
 pub use question::{Answer, AskId, Question};
+pub use restoring::Presence;
 
 use crate::Status;
 use crate::message::{Message, Payload};
@@ -43,6 +46,7 @@ use channel::{Channels, OpenRequested};
 use gpadl::Gpadls;
 use hvsock::Connects;
 use question::Questions;
+use restoring::Attaching;
 
 /// The caller's name for an offered device's channel (a sub-channel has a key of its own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,6 +107,14 @@ pub enum ServerInput<'a> {
         /// What the guest is told.
         result: Result<(), Status>,
     },
+    /// After [`Server::restore`]: whether one of [`Server::unattached`] is back. Once all were spoken for, what
+    /// they have to do comes again. All other inputs come later.
+    Restored {
+        /// The device.
+        device: DeviceKey,
+        /// Whether it is there.
+        presence: Presence,
+    },
     /// The partition was reset or vanished: everything closes and no message is sent.
     /// Always ends in one [`ServerAction::Disconnected`].
     Reset,
@@ -129,6 +141,16 @@ pub enum ServerAction {
     },
     /// Map the rings and serve the channel; answer with [`ServerInput::Opened`].
     Open {
+        /// The channel.
+        relid: u32,
+        /// Its device.
+        device: DeviceKey,
+        /// How it is opened.
+        open: Open,
+    },
+    /// After a restore: serve the channel again, which is open and stays so, on rings that stand where they stood.
+    /// Nothing answers. A device that cannot is rescinded.
+    Reattach {
         /// The channel.
         relid: u32,
         /// Its device.
@@ -202,6 +224,7 @@ pub struct Server {
     connects: Connects,
     questions: Questions,
     actions: VecDeque<ServerAction>,
+    attaching: Attaching,
 }
 
 impl Server {
@@ -215,11 +238,15 @@ impl Server {
             connects: Connects::default(),
             questions: Questions::default(),
             actions: VecDeque::new(),
+            attaching: Attaching::default(),
         }
     }
 
     /// Takes one input. What is to be done about it comes from [`Self::poll_action`].
     pub fn handle(&mut self, input: ServerInput<'_>) {
+        if !self.attaching.is_over() && !matches!(input, ServerInput::Restored { .. }) {
+            self.end_attaching();
+        }
         match input {
             ServerInput::Message { connection_id, payload } => self.message(connection_id, payload),
             ServerInput::Offer { device, offer } => self.offer(device, offer),
@@ -229,6 +256,7 @@ impl Server {
             ServerInput::GpadlReleased { relid, gpadl } => self.gpadl_released(relid, gpadl),
             ServerInput::Decided { id, answer } => self.decided(id, answer),
             ServerInput::ConnectResult { request, result } => self.connect_result(request, result),
+            ServerInput::Restored { device, presence } => self.restored(device, presence),
             ServerInput::Reset => self.reset(),
         }
         self.finish_disconnecting();

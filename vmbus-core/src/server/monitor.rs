@@ -5,7 +5,7 @@
 //! moment and one is free; otherwise the guest signals it directly. Polling the pages is the run time's.
 
 /// Number of monitor ids of a connection.
-const MONITORS: u8 = 128;
+pub(super) const MONITORS: u8 = 128;
 
 /// A channel's place in the monitor pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +20,9 @@ pub struct Monitor {
 #[derive(Debug, Default)]
 pub(super) struct Monitors {
     /// One bit for each id in use.
-    used: u128,
+    pub(super) used: u128,
     /// The id that is looked at first, so that one is used again late: a late signal hits no new channel.
-    next: u8,
+    pub(super) next: u8,
 }
 
 impl Monitors {

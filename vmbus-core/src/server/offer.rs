@@ -335,7 +335,7 @@ impl Server {
     }
 
     /// Whether RESCIND of a sub-channel is to come, which is to come before its primary's.
-    fn has_rescinding_subchannel(&self, primary: DeviceKey) -> bool {
+    pub(super) fn has_rescinding_subchannel(&self, primary: DeviceKey) -> bool {
         let subchannels = self.channels.subchannels(primary).into_iter();
         let mut subchannels = subchannels.filter_map(|device| self.channels.get(device));
         subchannels.any(|channel| channel.shown == Shown::Rescinding)

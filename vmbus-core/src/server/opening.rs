@@ -69,6 +69,12 @@ impl Server {
     fn check_open(&self, request: &OpenChannel) -> Result<Arc<PageRanges>, &'static str> {
         let ring = self.gpadls.accepted(request.relid.get(), request.ring_gpadl.get());
         let ring = ring.ok_or("a page list that it did not share")?;
+        self.check_request(request, ring)?;
+        Ok(ring.clone())
+    }
+
+    /// Whether an open could be served on these rings.
+    pub(super) fn check_request(&self, request: &OpenChannel, ring: &PageRanges) -> Result<(), &'static str> {
         if ring.whole_pages().is_none() {
             return Err("rings that do not begin or end at pages");
         }
@@ -85,7 +91,7 @@ impl Server {
                 return Err("a connection id of more than 24 bits");
             }
         }
-        Ok(ring.clone())
+        Ok(())
     }
 
     fn guest_specified_signals(&self) -> bool {
@@ -114,34 +120,48 @@ impl Server {
     }
 
     fn tell_device_to_open(&mut self, device: DeviceKey, request: Box<OpenRequested>, ring: Arc<PageRanges>) {
-        let Some(connection) = self.connection() else { return };
-        let Some(channel) = self.channels.get(device) else { return };
+        let relid = request.message.relid.get();
+        let Some(open) = self.described(device, &request, ring) else { return };
+        self.channels.set_serving(device, Serving::Opening(request));
+        self.act(ServerAction::Open { relid, device, open });
+    }
+
+    /// What a device is told of an open.
+    pub(super) fn described(
+        &self,
+        device: DeviceKey,
+        request: &OpenRequested,
+        ring: Arc<PageRanges>,
+    ) -> Option<Open> {
+        let agreed = self.connection().map(|agreed| (agreed.version, agreed.features));
+        // A reserved channel may be left when the connection is gone.
+        let left = request.reserved.map(|_| (Version::NEWEST, FeatureFlags::empty()));
+        let (version, features) = agreed.or(left)?;
+        let channel = self.channels.get(device)?;
         let message = &request.message;
         let relid = message.relid.get();
         // 0 is what the short form of the message leaves: the guest chose nothing.
         let chosen = |value: u32| (value != 0 && self.guest_specified_signals()).then_some(value);
         let own_flag = u16::try_from(relid).unwrap_or(LAST_EVENT_FLAG);
-        let open = Open {
+        Some(Open {
             open_id: message.open_id.get(),
             ring,
             ring_gpadl: message.ring_gpadl.get(),
             downstream_page: message.downstream_page_offset.get(),
-            target_vp: if connection.version >= Version::Win8 { message.target_vp.get() } else { 0 },
+            target_vp: if version >= Version::Win8 { message.target_vp.get() } else { 0 },
             event_flag: chosen(message.event_flag.get().into())
                 .map_or(own_flag, |_| message.event_flag.get()),
             connection_id: chosen(message.connection_id.get())
                 .unwrap_or_else(|| channel.offer.connection_id(relid)),
             monitor: channel.monitor(),
-            flags: if connection.features.contains(FeatureFlags::CHANNEL_INTERRUPT_REDIRECTION) {
+            flags: if features.contains(FeatureFlags::CHANNEL_INTERRUPT_REDIRECTION) {
                 OpenFlags::from_bits_retain(message.flags.get()) & OpenFlags::REDIRECT_INTERRUPT
             } else {
                 OpenFlags::empty()
             },
             reserved: request.reserved.is_some(),
             user_data: message.user_data,
-        };
-        self.channels.set_serving(device, Serving::Opening(request));
-        self.act(ServerAction::Open { relid, device, open });
+        })
     }
 
     pub(super) fn opened(&mut self, relid: u32, result: Result<(), Status>) {

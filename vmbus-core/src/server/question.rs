@@ -81,12 +81,12 @@ pub(super) enum Subject {
 /// Questions that wait for an answer.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    last: u64,
-    waiting: BTreeMap<AskId, Subject>,
+    pub(super) last: u64,
+    pub(super) waiting: BTreeMap<AskId, Subject>,
     /// Those about offers; the others are the guest's doing and bounded by a quota.
-    offers: usize,
+    pub(super) offers: usize,
     /// Those about offers that ALLOFFERS_DELIVERED waits for.
-    initial_offers: usize,
+    pub(super) initial_offers: usize,
 }
 
 impl Questions {

@@ -6,17 +6,17 @@ use alloc::vec::Vec;
 use super::DeviceKey;
 
 /// Ids are 1 to 2047: each is an event flag too, and flag 0 is no channel's.
-const LAST: u16 = 2047;
+pub(super) const LAST: u16 = 2047;
 
 /// The channel ids of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Relids {
     /// By id, from 0.
-    owners: Vec<Option<DeviceKey>>,
+    pub(super) owners: Vec<Option<DeviceKey>>,
     /// Freed ids, in the order in which they became free. Used only when all ids were used once, so that a late signal
     /// does not hit a new channel.
-    freed: VecDeque<u16>,
-    in_use: usize,
+    pub(super) freed: VecDeque<u16>,
+    pub(super) in_use: usize,
 }
 
 impl Relids {

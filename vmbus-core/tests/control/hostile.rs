@@ -23,7 +23,7 @@ const QUOTAS: Quotas = Quotas {
     connects: 2,
 };
 
-fn assert_within(usage: Usage, quotas: Quotas) {
+pub(crate) fn assert_within(usage: Usage, quotas: Quotas) {
     assert!(usage.channels <= quotas.channels, "{usage:?}");
     assert!(usage.half_built_gpadls <= quotas.half_built_gpadls, "{usage:?}");
     assert!(usage.half_built_words <= quotas.half_built_words, "{usage:?}");
@@ -118,6 +118,7 @@ impl Siege {
             | ServerAction::Connected(_)
             | ServerAction::MonitorPages(_)
             | ServerAction::Disconnected => {}
+            ServerAction::Reattach { .. } => panic!("nothing was saved"),
         }
     }
 

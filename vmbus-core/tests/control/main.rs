@@ -13,6 +13,7 @@ mod random;
 mod rescind;
 mod reserved;
 mod root;
+mod saved;
 mod subchannels;
 mod transitions;
 mod unload;

@@ -35,7 +35,7 @@ impl Dice {
 }
 
 /// Something that policy or devices owe an answer to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Owed {
     Decision(AskId),
     /// This one is the guest's policy's to answer.
@@ -51,8 +51,8 @@ pub(crate) struct Books {
     /// Devices offered and not released.
     pub(crate) devices: BTreeSet<DeviceKey>,
     /// Channels between Open and Close, and after.
-    serving: BTreeMap<u32, (DeviceKey, u32)>,
-    closing: BTreeSet<u32>,
+    pub(crate) serving: BTreeMap<u32, (DeviceKey, u32)>,
+    pub(crate) closing: BTreeSet<u32>,
     /// Channels that the guest has left open-reserved: they and their page lists outlive UNLOAD.
     reserved: BTreeSet<u32>,
     /// Page lists that devices may use, or were asked to let go of.
@@ -75,6 +75,7 @@ impl Books {
                 let before = self.serving.insert(*relid, (*device, open.ring_gpadl));
                 assert_eq!(before, None, "channel {relid} opened twice");
             }
+            ServerAction::Reattach { relid, .. } => panic!("channel {relid} was not saved"),
             ServerAction::Close { relid, device } => {
                 assert_eq!(
                     self.serving.get(relid).map(|(d, _)| d),
@@ -171,6 +172,8 @@ impl Books {
 }
 
 pub(crate) struct Pair {
+    pub(crate) server_config: ServerConfig,
+    pub(crate) client_config: ClientConfig,
     pub(crate) server: Server,
     pub(crate) client: Client,
     pub(crate) dice: Dice,
@@ -194,6 +197,8 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) fn new(seed: u64, server: ServerConfig, client: ClientConfig) -> Self {
         Self {
+            server_config: server.clone(),
+            client_config: client.clone(),
             server: Server::new(server),
             client: Client::new(client),
             dice: Dice::new(seed),
@@ -271,6 +276,7 @@ impl Pair {
                     self.owed.push(Owed::GpadlReleased(*relid, *gpadl));
                 }
                 ServerAction::Gpadl { .. }
+                | ServerAction::Reattach { .. }
                 | ServerAction::Retarget { .. }
                 | ServerAction::Released { .. }
                 | ServerAction::Connected(_)

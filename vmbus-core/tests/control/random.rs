@@ -191,8 +191,21 @@ impl Tally {
     }
 }
 
+/// Looks at a pair after each step, and may meddle.
+pub(crate) trait Witness {
+    fn step(&mut self, pair: &mut Pair);
+}
+
+impl Witness for Tally {
+    fn step(&mut self, pair: &mut Pair) {
+        pair.events.iter().for_each(|event| self.count(event));
+        pair.actions.iter().for_each(|action| self.count(action));
+        pair.server.channels().for_each(|channel| self.count(&channel.state));
+    }
+}
+
 /// One seed's story; in the end everybody leaves and nothing may be left.
-fn live(seed: u64, tally: &mut Tally) {
+pub(crate) fn live(seed: u64, witness: &mut impl Witness) {
     let version = Version::ALL[seed as usize % Version::ALL.len()];
     let policy = if seed.is_multiple_of(4) { Policy::Ask } else { Policy::AllowAll };
     let config = ClientConfig { policy, ..Default::default() };
@@ -207,9 +220,8 @@ fn live(seed: u64, tally: &mut Tally) {
                 pair.step();
             }
         }
-        pair.events.iter().for_each(|event| tally.count(event));
-        pair.actions.drain(..).for_each(|action| tally.count(&action));
-        pair.server.channels().for_each(|channel| tally.count(&channel.state));
+        witness.step(&mut pair);
+        pair.actions.clear();
         guest.hear(&mut pair);
     }
     pair.refuse_one_in = 0;

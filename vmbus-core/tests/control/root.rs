@@ -203,6 +203,11 @@ impl Root {
 
     pub(crate) fn input(&mut self, input: ServerInput<'_>) -> Vec<String> {
         self.server.handle(input);
+        self.lines()
+    }
+
+    /// What the server does meanwhile.
+    pub(crate) fn lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(action) = self.server.poll_action() {
             lines.extend(self.act(action));
@@ -236,6 +241,7 @@ impl Root {
             | ServerAction::Close { .. }
             | ServerAction::Gpadl { .. }
             | ServerAction::ReleaseGpadl { .. }
+            | ServerAction::Reattach { .. }
             | ServerAction::Retarget { .. }
             | ServerAction::Released { .. }
             | ServerAction::MonitorPages(_)
@@ -282,6 +288,7 @@ pub(crate) fn describe(action: &ServerAction, version: Version, features: Featur
         ServerAction::Close { relid, .. } => format!("close {relid}"),
         ServerAction::Gpadl { relid, gpadl, .. } => format!("gpadl {relid}/{gpadl}"),
         ServerAction::ReleaseGpadl { relid, gpadl, .. } => format!("release {relid}/{gpadl}"),
+        ServerAction::Reattach { relid, .. } => format!("reattach {relid}"),
         ServerAction::Retarget { relid, vp, .. } => format!("retarget {relid} to {vp}"),
         ServerAction::Released { device } => format!("released {}", device.0),
         ServerAction::Connected(connection) => format!("connected {}", connection.version),
