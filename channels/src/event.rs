@@ -77,6 +77,22 @@ pub enum Event {
         /// What.
         fault: Fault,
     },
+    /// A session went on after its channel's end for longer than it may, and was told to stop. One that is told so
+    /// twice blocks a thread: its partition is forgotten without it.
+    Overdue {
+        /// Whose channel it was.
+        client: Client,
+        /// The device.
+        device: String,
+        /// The channel.
+        relid: u32,
+    },
+    /// A partition has caused more work than it may and is read on a little later; told the first time, the second,
+    /// the fourth and so on.
+    Throttled {
+        /// Who.
+        client: Client,
+    },
     /// The guest's operating system crashed.
     Crashed {
         /// Who.
@@ -120,6 +136,12 @@ impl Event {
             },
             Self::Refused { client, what, reason } => {
                 tracing::warn!(guest = %client.name, what, reason, "refused")
+            }
+            Self::Overdue { client, device, relid } => {
+                tracing::warn!(guest = %client.name, device, relid, "session goes on after its channel's end");
+            }
+            Self::Throttled { client } => {
+                tracing::warn!(guest = %client.name, "causes too much work, is read on later")
             }
             Self::Fault { client, fault } => tracing::warn!(guest = %client.name, %fault, "protocol fault"),
             Self::Crashed { client, message } => {

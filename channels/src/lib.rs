@@ -18,6 +18,7 @@ mod event;
 mod guest;
 mod interrupt_page;
 mod offer;
+mod pace;
 mod pipe;
 pub mod policy;
 mod provider;

@@ -3,6 +3,8 @@
 //! The table with what happens beyond each is in `docs/src/quotas.md`. What a bound protects is told by its name; that
 //! it holds, and that other partitions go on meanwhile, by a test.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use vmbus_core::server;
 
@@ -30,6 +32,14 @@ pub struct Quotas {
     pub messages: usize,
     /// Messages of a base VMM that wait for the root before the VMM is told to slow down.
     pub posts: u32,
+    /// Units of work that it may cause each second in the long run; beyond, it is read on later. A message is one, and
+    /// so is each thing that it makes the root do; what breaks a rule is 50, a broken ring 500.
+    pub work_per_second: u32,
+    /// Units of work that it may cause at once, after a time of rest.
+    pub work_at_once: u32,
+    /// How long a session may go on after its channel has ended. Then it is stopped where it next waits; a partition
+    /// that has left is forgotten after twice that time, whatever its sessions do.
+    pub grace: Duration,
 }
 
 impl Default for Quotas {
@@ -44,6 +54,9 @@ impl Default for Quotas {
             event_areas: 16,
             messages: 4096,
             posts: 1024,
+            work_per_second: 10_000,
+            work_at_once: 40_000,
+            grace: Duration::from_secs(30),
         }
     }
 }

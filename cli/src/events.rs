@@ -57,6 +57,12 @@ fn describe(event: &Event) -> Option<Value> {
         Event::Fault { client, fault } => {
             json!({ "event": "fault", "guest": &*client.name, "id": client.id, "fault": fault.to_string() })
         }
+        Event::Overdue { client, device, relid } => json!({
+            "event": "overdue", "guest": &*client.name, "id": client.id, "device": device, "channel": relid,
+        }),
+        Event::Throttled { client } => {
+            json!({ "event": "throttled", "guest": &*client.name, "id": client.id })
+        }
         Event::Crashed { client, message } => {
             json!({ "event": "crashed", "guest": &*client.name, "id": client.id, "message": message })
         }

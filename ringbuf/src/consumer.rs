@@ -122,6 +122,11 @@ impl<R: RingMemory> Consumer<R> {
         Ok(Unmasked { signal, unread })
     }
 
+    /// How far this end has read, published or not: the offset in the data area of the next packet.
+    pub fn read_index(&self) -> u32 {
+        self.read
+    }
+
     /// Bytes of the data area.
     #[inline]
     pub fn data_size(&self) -> u32 {

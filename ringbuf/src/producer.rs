@@ -55,6 +55,11 @@ impl<R: RingMemory> Producer<R> {
         Batch { memory: &self.memory, size: self.size, write, room, committed: &mut self.position }
     }
 
+    /// How far this end has written: the offset in the data area of the next packet.
+    pub fn write_index(&self) -> u32 {
+        self.position.write
+    }
+
     /// Bytes a packet may occupy now (see [`packet_size`]). Asks the peer's read index, whose badness is the peer's
     /// fault.
     #[inline]

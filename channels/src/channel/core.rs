@@ -15,6 +15,7 @@ use super::receiving::Incoming;
 use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
+use super::storms::Storms;
 use super::wait::{Wait, Woken};
 use crate::error::ChannelError;
 
@@ -63,6 +64,9 @@ pub(crate) struct Core {
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
     nudge: Notify,
+    /// The channel is closed.
+    end: Notify,
+    pub(super) storms: Storms,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,6 +100,8 @@ impl Core {
             closed: AtomicBool::new(false),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
+            end: Notify::new(),
+            storms: Storms::new(),
         }))
     }
 
@@ -120,6 +126,7 @@ impl Core {
         // The next channel at the same event area waits for the same bell.
         self.wait.leave_reactor();
         self.nudge();
+        self.end.notify_waiters();
     }
 
     /// Returns when nobody touches the rings of the closed channel any more.
@@ -141,11 +148,10 @@ impl Core {
 
     /// Returns when the channel is closed.
     pub(crate) async fn closed(&self) {
-        while !self.is_closed() {
-            let seen = self.nudges();
-            if !self.is_closed() {
-                self.nudged(seen).await;
-            }
+        let mut end = pin!(self.end.notified());
+        end.as_mut().enable();
+        if !self.is_closed() {
+            end.await;
         }
     }
 
@@ -189,6 +195,7 @@ impl Core {
 
     /// The peer has signalled in an area that is not this channel's own.
     pub(crate) fn signalled(&self) {
+        self.storms.signalled();
         self.nudge();
     }
 
@@ -223,9 +230,17 @@ impl Core {
     ) {
         // A peer that signals all the time makes every sleep return at once: others get their turn all the same.
         consume_budget().await;
+        if self.rest().await {
+            return;
+        }
         let _parked = Parked::new(&self.parked);
-        if self.wait.sleep(last_look, self.woken(seen, ready)).await == Woken::ByBell {
-            self.pass_on();
+        match self.wait.sleep(last_look, self.woken(seen, ready)).await {
+            Woken::ByBell => {
+                self.storms.signalled();
+                self.pass_on();
+            }
+            Woken::ByFlag => self.storms.signalled(),
+            Woken::Otherwise => {}
         }
     }
 
@@ -237,10 +252,18 @@ impl Core {
         ready: impl Future<Output = ()>,
         timeout: Option<Duration>,
     ) -> std::io::Result<bool> {
+        if self.rest_blocking(timeout) {
+            return Ok(true);
+        }
         let _parked = Parked::new(&self.parked);
         let woken = self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)?;
-        if woken == Some(Woken::ByBell) {
-            self.pass_on();
+        match woken {
+            Some(Woken::ByBell) => {
+                self.storms.signalled();
+                self.pass_on();
+            }
+            Some(Woken::ByFlag) => self.storms.signalled(),
+            Some(Woken::Otherwise) | None => {}
         }
         Ok(woken.is_some())
     }

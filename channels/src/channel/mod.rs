@@ -7,6 +7,7 @@ mod replies;
 mod request;
 mod sending;
 mod side;
+mod storms;
 mod subchannels;
 mod wait;
 mod writes;

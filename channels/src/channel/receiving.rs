@@ -48,6 +48,11 @@ impl Incoming {
         })
     }
 
+    /// How far the ring is read, to see whether it goes on.
+    pub(super) fn read_index(&self) -> u32 {
+        self.consumer.read_index()
+    }
+
     pub(super) fn take_queued(&mut self) -> VecDeque<Request> {
         std::mem::take(&mut self.queued)
     }

@@ -36,6 +36,11 @@ impl Outgoing {
         self.open = false;
     }
 
+    /// How far the ring is written, to see whether it goes on.
+    pub(super) fn write_index(&self) -> u32 {
+        self.producer.write_index()
+    }
+
     /// Bytes that the ring holds at most.
     pub(super) fn capacity(&self) -> usize {
         self.producer.capacity()

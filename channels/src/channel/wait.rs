@@ -41,6 +41,8 @@ struct Place {
 pub(crate) enum Woken {
     /// The bell, which is silent now: whoever else it rang for has to be told.
     ByBell,
+    /// A signal that came before the sleep.
+    ByFlag,
     /// Something that concerns this sleeper alone, or that all sleepers are told.
     Otherwise,
 }
@@ -78,7 +80,10 @@ impl Wait {
             return Woken::Otherwise;
         }
         side.clear_flags(place.area);
-        if side.arm(place.area) || last_look() {
+        if side.arm(place.area) {
+            return Woken::ByFlag;
+        }
+        if last_look() {
             return Woken::Otherwise;
         }
         let Some(bell) = place.register(side) else {
@@ -124,7 +129,7 @@ impl Wait {
         } else {
             side.clear_flags(area);
             if side.arm(area) {
-                return Ok(Some(Woken::Otherwise));
+                return Ok(Some(Woken::ByFlag));
             }
             let Some(bell) = side.bell(area) else { return Ok(Some(Woken::Otherwise)) };
             Some(bell)

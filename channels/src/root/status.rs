@@ -50,6 +50,10 @@ pub struct PartitionStatus {
     pub pages: usize,
     /// How far its bounds are used.
     pub quotas: Vec<Used>,
+    /// How often it had to wait, as it caused more work than it may.
+    pub pauses: u64,
+    /// Open channels that it signals without a reason at present: those are looked at instead of waited for.
+    pub storms: usize,
     /// Channels that it is shown.
     pub channels: Vec<ChannelStatus>,
 }

@@ -2,4 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod held;
+mod pace;
+mod sessions;
 mod world;

@@ -10,6 +10,7 @@ use crate::event::Event;
 impl Partition {
     pub(super) fn act(&mut self) {
         while let Some(action) = self.server.poll_action() {
+            self.pacing.did(1);
             match action {
                 ServerAction::Send { vp, sint, payload } => {
                     // One that is lost would leave both ends with different ideas of the bus.
@@ -50,6 +51,7 @@ impl Partition {
                     self.server.handle(ServerInput::ConnectResult { request, result });
                 }
                 ServerAction::Fault(fault) => {
+                    self.pacing.fault(&fault);
                     if self.is_worth_telling() {
                         self.root.tell(Event::Fault { client: self.client.clone(), fault });
                     }

@@ -32,6 +32,7 @@ impl Partition {
                         | Command::AskAgain
                         | Command::Answered(_)
                         | Command::OfferSubchannels { .. }
+                        | Command::Overdue { .. }
                         | Command::Ended { .. },
                     ) => {}
                 },

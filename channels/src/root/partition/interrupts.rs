@@ -3,7 +3,8 @@
 use vmbus_core::Version;
 use vmbus_core::server::Connection;
 
-use super::Partition;
+use super::pacing::Found;
+use super::{Partition, signal};
 use crate::channel::Flag;
 use crate::error::Refusal;
 use crate::event::Event;
@@ -37,12 +38,14 @@ impl Partition {
     }
 
     /// The guest has signalled on the connection that all channels of V1 share.
-    pub(super) fn take_page_signals(&self) {
-        let Some(page) = &self.interrupt_page else { return };
+    pub(super) fn take_page_signals(&self) -> Found {
+        let mut found = Found::Nothing;
+        let Some(page) = &self.interrupt_page else { return found };
         page.take(Half::ToHost, |relid| {
             if let Some(channel) = self.by_flag.get(&relid) {
-                channel.signalled();
+                found = found.max(signal(channel));
             }
         });
+        found
     }
 }

@@ -9,12 +9,14 @@ mod giving;
 mod interrupts;
 mod offering;
 mod opening;
+mod pacing;
 mod sharing;
 mod subchannels;
 mod usage;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -23,6 +25,7 @@ use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, Watched, reactor};
 
 use self::deciding::Answered;
+use self::pacing::{After, Found, Pacing};
 use self::sharing::Shares;
 use self::subchannels::Subchannel;
 use self::usage::Gauges;
@@ -62,6 +65,10 @@ pub(super) enum Command {
         relid: u32,
         device: DeviceKey,
         result: Result<(), ChannelError>,
+    },
+    /// A session went on after its channel's end.
+    Overdue {
+        relid: u32,
     },
     /// The session of an open primary channel wants sub-channels.
     OfferSubchannels {
@@ -108,6 +115,7 @@ pub(super) struct Partition {
     faults: u32,
     quotas: Quotas,
     gauges: Gauges,
+    pacing: Pacing,
     /// What this partition shares over which channel.
     shares: Shares,
     /// Tasks that wait for an agent. They end with the partition.
@@ -164,6 +172,7 @@ impl Partition {
             server: Server::new(ServerConfig { quotas: quotas.protocol, ..root.config.clone() }),
             quotas,
             gauges: Gauges::default(),
+            pacing: Pacing::new(&quotas),
             offered: HashMap::new(),
             unseen: BTreeSet::new(),
             open: HashMap::new(),
@@ -205,13 +214,7 @@ impl Partition {
         self.writes.end();
         self.server.handle(ServerInput::Reset);
         self.act();
-        while !self.open.is_empty() {
-            match self.inbox.recv().await {
-                Some(command) => _ = self.command(command),
-                None => break,
-            }
-            self.act();
-        }
+        self.wait_for_sessions().await;
         for offered in self.offered.values().filter(|offered| offered.subchannel.is_none()) {
             offered.device.provider.left(&self.client);
         }
@@ -229,15 +232,28 @@ impl Partition {
     /// Serves the partition until it is gone (an error) or we let it go.
     async fn serve(&mut self, sources: &Sources) -> Result<(), LinkError> {
         self.offer_all();
+        let mut looks_for_peer = false;
         loop {
-            self.take_signals();
-            let more = self.take_messages()?;
+            let signals = self.take_signals();
+            let (messages, more) = self.take_messages()?;
+            let found = if signals == Found::Work || messages { Found::Work } else { Found::Nothing };
+            if looks_for_peer || found == Found::Work {
+                self.pacing.looked(found);
+            }
+            looks_for_peer = false;
             self.act();
+            self.pacing.forgive();
             if let Some(error) = self.undelivered.take() {
                 return Err(error);
             }
             self.end.flush()?;
-            if self.end.arm(areas::SHARED) || more {
+            match self.pause(sources).await? {
+                After::GoOn => {}
+                After::LetGo => return Ok(()),
+            }
+            let signalled = self.end.arm(areas::SHARED);
+            if signalled || more {
+                looks_for_peer = signalled;
                 // A guest that never pauses must not keep its partition from being asked, changed and let go.
                 for _ in 0..COMMANDS_AT_ONCE {
                     let Ok(command) = self.inbox.try_recv() else { break };
@@ -258,7 +274,10 @@ impl Partition {
                     }
                     None => return Ok(()),
                 },
-                result = sources::readable(&sources.socket) => result?,
+                result = sources::readable(&sources.socket) => {
+                    result?;
+                    looks_for_peer = true;
+                }
                 result = sources::writable(&sources.socket), if self.end.wants_write() => result?,
                 result = sources::readable(&sources.process) => {
                     result?;
@@ -266,34 +285,43 @@ impl Partition {
                 }
                 result = sources::readable(&sources.bell) => {
                     result?;
+                    looks_for_peer = true;
                     self.end.clear_bell(areas::SHARED);
                 }
             }
         }
     }
 
-    fn take_signals(&self) {
+    /// Passes signals on. Those of channels in a storm are no work.
+    fn take_signals(&self) -> Found {
+        let mut found = Found::Nothing;
         self.end.take_flags(areas::SHARED, &mut |flag| {
             if let Some(channel) = self.by_flag.get(&flag) {
-                channel.signalled();
+                found = found.max(signal(channel));
             }
         });
+        found
     }
 
-    /// Takes what the partition sent, but not for ever: `true` if there may be more.
-    fn take_messages(&mut self) -> Result<bool, LinkError> {
-        for _ in 0..MESSAGES_AT_ONCE {
+    /// Takes what the partition sent, but not for ever: whether there was anything, and whether there may be more.
+    fn take_messages(&mut self) -> Result<(bool, bool), LinkError> {
+        self.pacing.forgive();
+        for taken in 0..MESSAGES_AT_ONCE {
             match self.end.receive()? {
                 Some(message) => self.message(message)?,
-                None => return Ok(false),
+                None => return Ok((taken > 0, false)),
             }
             self.act();
             self.note_usage();
+            if self.pacing.charge() {
+                break;
+            }
         }
-        Ok(true)
+        Ok((true, true))
     }
 
     fn message(&mut self, message: FromGuest) -> Result<(), LinkError> {
+        self.pacing.heard(&message);
         match message {
             FromGuest::Message { connection_id, message_type: 1, payload, .. } => {
                 self.server.handle(ServerInput::Message { connection_id, payload: &payload });
@@ -302,11 +330,12 @@ impl Partition {
             FromGuest::Message { .. } | FromGuest::Msr { .. } | FromGuest::MemoryChanged => {}
             FromGuest::Given { id, gift } => self.given(id, gift),
             FromGuest::Signal { connection_id, .. } => {
-                if connection_id == EVENT_CONNECTION {
-                    self.take_page_signals();
-                } else if let Some(channel) = self.by_connection.get(&connection_id) {
-                    channel.signalled();
-                }
+                let found = if connection_id == EVENT_CONNECTION {
+                    self.take_page_signals()
+                } else {
+                    self.by_connection.get(&connection_id).map_or(Found::Nothing, |channel| signal(channel))
+                };
+                self.pacing.signalled(found);
             }
             FromGuest::Reset => self.server.handle(ServerInput::Reset),
             FromGuest::Crash { parameters, .. } => {
@@ -341,6 +370,7 @@ impl Partition {
             Command::AskAgain => self.ask_again(),
             Command::Limit(quotas) => self.limit(*quotas),
             Command::Answered(answered) => self.answered(*answered),
+            Command::Overdue { relid } => self.overdue(relid),
             Command::Ended { relid, device, result } => self.ended(relid, device, result),
             Command::OfferSubchannels { relid, open, count, admit, reply } => {
                 self.ask_for_subchannels(relid, open, count, admit, reply);
@@ -375,7 +405,15 @@ impl Partition {
             gpadls: usage.gpadls,
             pages: usage.pages,
             quotas,
+            pauses: self.pacing.waits.now,
+            storms: self.pacing.channels.load(Ordering::Relaxed),
             channels: channels.collect(),
         }
     }
+}
+
+/// Passes a signal on. In a storm it is not worth a look.
+fn signal(channel: &Core) -> Found {
+    channel.signalled();
+    if channel.is_storming() { Found::Nothing } else { Found::Work }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use vmbus_core::server::{DeviceKey, Open, ServerInput};
 use vmbus_core::{PAGE_SIZE, Version};
@@ -13,7 +14,7 @@ use crate::areas;
 use crate::channel::{Channel, Core, Limits, Side};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
-use crate::provider::OpenRequest;
+use crate::provider::{OpenRequest, Served};
 use crate::quotas::count;
 
 impl Partition {
@@ -72,6 +73,7 @@ impl Partition {
             self.by_connection.insert(open.connection_id, Arc::clone(&core));
         }
         core.set_spin(self.root.spin);
+        core.set_storms(&self.pacing.channels);
 
         self.opens += 1;
         let mut channel = Channel::new(Arc::clone(&core), None);
@@ -80,11 +82,12 @@ impl Partition {
         }
         let served = start(channel);
         let (ended, channel) = (self.commands.clone(), Arc::clone(&core));
+        let grace = self.quotas.grace;
         tokio::spawn(async move {
-            let result = match tokio::spawn(served).await {
-                Ok(result) => result,
-                Err(_) => Err(ChannelError::Device("the session panicked".into())),
-            };
+            let result = run_session(served, &channel, grace, || {
+                let _ = ended.send(Command::Overdue { relid });
+            })
+            .await;
             channel.close();
             channel.landed().await;
             let _ = ended.send(Command::Ended { relid, device: key, result });
@@ -110,6 +113,37 @@ impl Partition {
             relid,
         });
         Ok(())
+    }
+
+    /// A session went on after its channel's end, and was told to stop.
+    pub(super) fn overdue(&self, relid: u32) {
+        let Some(channel) = self.open.get(&relid) else { return };
+        let device = self.offered.get(&channel.device);
+        self.root.tell(Event::Overdue {
+            client: self.client.clone(),
+            device: device.map(|offered| offered.device.offer.name.clone()).unwrap_or_default(),
+            relid,
+        });
+    }
+
+    /// Waits for the sessions of a partition that has left, but not for ever: one that blocks a thread cannot be
+    /// stopped. What it may still touch stays mapped as long as it holds its channel.
+    pub(super) async fn wait_for_sessions(&mut self) {
+        // Once for sessions to end by themselves, once for those that were stopped and what they have in flight.
+        let end = tokio::time::Instant::now() + self.quotas.grace.saturating_mul(2);
+        while !self.open.is_empty() {
+            match tokio::time::timeout_at(end, self.inbox.recv()).await {
+                Ok(Some(command)) => _ = self.command(command),
+                Ok(None) => return,
+                Err(_) => {
+                    for relid in self.open.keys() {
+                        self.overdue(*relid);
+                    }
+                    return;
+                }
+            }
+            self.act();
+        }
     }
 
     pub(super) fn close_channel(&mut self, relid: u32) {
@@ -140,6 +174,7 @@ impl Partition {
         let asked_for = channel.closing;
         let name =
             self.offered.get(&device).map(|offered| offered.device.offer.name.clone()).unwrap_or_default();
+        self.pacing.session_ended(&result);
         let error = match result {
             Ok(()) | Err(ChannelError::Closed) => None,
             Err(error) => Some(error.to_string()),
@@ -158,5 +193,35 @@ impl Partition {
             }
             self.server.handle(ServerInput::Rescind { device });
         }
+    }
+}
+
+/// Runs a session to its end. One that goes on for longer than `grace` after its channel has ended is stopped where it
+/// next waits.
+async fn run_session(
+    served: Served,
+    channel: &Core,
+    grace: Duration,
+    overdue: impl FnOnce(),
+) -> Result<(), ChannelError> {
+    let mut session = tokio::spawn(served);
+    let late = async {
+        channel.closed().await;
+        tokio::time::sleep(grace).await;
+    };
+    let joined = tokio::select! {
+        joined = &mut session => joined,
+        () = late => {
+            session.abort();
+            overdue();
+            session.await
+        }
+    };
+    match joined {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => {
+            Err(ChannelError::Device("the session went on after its channel's end and was stopped".into()))
+        }
+        Err(_) => Err(ChannelError::Device("the session panicked".into())),
     }
 }

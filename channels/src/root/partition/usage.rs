@@ -45,6 +45,7 @@ impl Partition {
     pub(super) fn limit(&mut self, quotas: Quotas) {
         self.quotas = quotas;
         self.server.set_quotas(quotas.protocol);
+        self.pacing.change(&quotas);
     }
 
     /// Whether one more channel with rings of so many bytes may be open.
