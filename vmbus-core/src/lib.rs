@@ -21,6 +21,8 @@ pub mod server;
 pub mod status;
 pub mod storage;
 pub mod synic;
+#[cfg(feature = "test-utils")]
+pub mod trace;
 pub mod version;
 mod wire;
 

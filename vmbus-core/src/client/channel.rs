@@ -7,6 +7,7 @@ use zerocopy::little_endian::{U16, U32};
 
 use super::connection::Offers;
 use super::policy::Subject;
+use super::watch::For;
 use super::{
     Answer, AnswerSlot, AskId, Client, ClientAction, ClientError, Connection, Failure, Fault, Question,
 };
@@ -272,6 +273,7 @@ impl Client {
     /// Opens a channel on rings in a page list of it that the host has accepted. Ends in [`ClientAction::Opened`]
     /// with the number returned.
     pub fn open(&mut self, relid: u32, request: OpenRequest) -> Result<u32, ClientError> {
+        self.watch("open()", For::Channel(relid));
         let connection = self.talking()?;
         let mut wanted = FeatureFlags::empty();
         wanted.set(FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS, request.signals.is_some());
@@ -378,6 +380,7 @@ impl Client {
     /// Closes a channel, or gives up an open that has not ended. Nothing answers: the rings are free when their page
     /// list is torn down.
     pub fn close(&mut self, relid: u32) -> Result<(), ClientError> {
+        self.watch("close()", For::Channel(relid));
         self.talking()?;
         let channel = self.channels.get_mut(relid)?;
         match &mut channel.state {
@@ -407,6 +410,7 @@ impl Client {
     /// Moves the host's signals for an open channel to another virtual processor. Ends in
     /// [`ClientAction::Modified`].
     pub fn modify(&mut self, relid: u32, vp: u32) -> Result<(), ClientError> {
+        self.watch("modify()", For::Channel(relid));
         let message = ModifyChannel { relid: U32::new(relid), target_vp: U32::new(vp) };
         self.negotiated(&message.into())?;
         let answered = self.connection().is_some_and(|connection| connection.version >= Version::Iron);
@@ -481,6 +485,7 @@ impl Client {
     /// Gives a channel's id back to the host, which may use it for another offer then. The channel must be rescinded,
     /// or closed and without page lists; nothing may use it any more.
     pub fn release(&mut self, relid: u32) -> Result<(), ClientError> {
+        self.watch("release()", For::Channel(relid));
         self.talking()?;
         let channel = self.channels.get(relid)?;
         match channel.state {

@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::pause::{Held, Pausing};
 use super::policy::Subject;
+use super::watch::For;
 use super::{Answer, AskId, Client, ClientAction, ClientError, ConnectRequest, Failure, Fault, MonitorPages};
 use super::{Policy, Question};
 use crate::message::{
@@ -139,6 +140,7 @@ impl Client {
     /// Contacts the host with the highest of these versions, then with lower ones until it accepts. Reserved channels
     /// that the last connection has left open end now.
     pub fn connect(&mut self, versions: RangeInclusive<Version>) -> Result<(), ClientError> {
+        self.watch("connect()", For::Connection);
         match self.connection {
             State::Disconnected => {}
             State::Asking { .. } | State::Contacting { .. } => {
@@ -157,6 +159,7 @@ impl Client {
 
     /// The connection that a message was posted to does not exist. For a contact that means: the host is older.
     pub fn connection_refused(&mut self, connection_id: u32) {
+        self.watch("connection refused", For::Connection);
         match self.connection {
             State::Contacting { version, lowest } if connection_id == contact_connection(version) => {
                 if version.is_multi_client() {
@@ -282,6 +285,7 @@ impl Client {
 
     /// Asks for the offers, once per connection. Be ready for them.
     pub fn request_offers(&mut self) -> Result<(), ClientError> {
+        self.watch("request_offers()", For::Connection);
         self.talking()?;
         if let State::Connected { offers, .. } = &mut self.connection {
             if *offers != Offers::NotRequested {
@@ -330,6 +334,7 @@ impl Client {
     /// Leaves the bus. All pages are the guest's own again with [`ClientAction::Unloaded`]; before 3.0 that comes at
     /// once, as hosts need not answer. Channels that are open-reserved stay so, with their page lists.
     pub fn unload(&mut self) -> Result<(), ClientError> {
+        self.watch("unload()", For::All);
         let connection = self.connection().ok_or(ClientError::Connection("not connected"))?;
         self.post(Unload {});
         let closes = self.held_closes_of_reserved();
@@ -352,6 +357,7 @@ impl Client {
 
     /// The guest was reset, or the host vanished: everything under way ends as failed, nothing is posted.
     pub fn reset(&mut self) {
+        self.watch("reset()", For::All);
         match self.connection {
             State::Asking { .. } | State::Contacting { .. } => self.connect_failed(ConnectFailure::Cancelled),
             State::Disconnected | State::Connected { .. } | State::Unloading { .. } => {}
@@ -400,6 +406,7 @@ impl Client {
 
     /// Gives the host other monitor pages, or none. Ends in [`ClientAction::MonitorPagesModified`].
     pub fn modify_connection(&mut self, pages: Option<MonitorPages>) -> Result<(), ClientError> {
+        self.watch("modify_connection()", For::Connection);
         let message = ModifyConnection {
             parent_to_child_monitor: U64::new(pages.map_or(0, |pages| pages.parent_to_child)),
             child_to_parent_monitor: U64::new(pages.map_or(0, |pages| pages.child_to_parent)),
@@ -440,6 +447,7 @@ impl Client {
 
     /// Connects to an hvsock service of the host.
     pub fn connect_service(&mut self, request: ConnectRequest) -> Result<(), ClientError> {
+        self.watch("connect_service()", For::Connection);
         let message = TlConnectRequest {
             endpoint_id: request.endpoint,
             service_id: request.service,

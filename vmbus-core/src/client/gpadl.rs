@@ -7,6 +7,7 @@ use zerocopy::little_endian::U32;
 
 use super::channel::ChannelState;
 use super::policy::Subject;
+use super::watch::For;
 use super::{Answer, AskId, Client, ClientAction, ClientError, Failure, Fault, Question};
 use crate::Status;
 use crate::message::{GpadlCreated, GpadlTeardown};
@@ -73,6 +74,19 @@ impl Gpadls {
         Some((relid, state))
     }
 
+    /// States by name, with the channel of each.
+    #[cfg(feature = "test-utils")]
+    pub(super) fn states(&self) -> BTreeMap<u32, (u32, &'static str)> {
+        let state = |state: &State| match state {
+            State::Asked { .. } => "Asked",
+            State::Creating { cancelled: false } => "Creating",
+            State::Creating { cancelled: true } => "GivenUp",
+            State::Created => "Created",
+            State::TearingDown => "TearingDown",
+        };
+        self.by_name.iter().map(|(gpadl, (relid, now))| (*gpadl, (*relid, state(now)))).collect()
+    }
+
     /// A free name, not 0.
     fn next_name(&mut self) -> Option<u32> {
         // More lists than this would need more memory than a page list of one page each leaves.
@@ -99,6 +113,7 @@ impl Client {
     /// Shares pages with the device of a channel. Ends in [`ClientAction::GpadlCreated`]; the pages belong to the host
     /// too until [`ClientAction::GpadlTorndown`], [`ClientAction::Rescinded`] or the end of the connection.
     pub fn create_gpadl(&mut self, relid: u32, pages: &PageRanges) -> Result<u32, ClientError> {
+        self.watch("create_gpadl()", For::NewGpadl);
         self.talking()?;
         let channel = self.channels.get(relid)?;
         match channel.state() {
@@ -165,6 +180,7 @@ impl Client {
 
     /// Asks the host for pages back, also before it has accepted them. Ends in [`ClientAction::GpadlTorndown`].
     pub fn teardown_gpadl(&mut self, relid: u32, gpadl: u32) -> Result<(), ClientError> {
+        self.watch("teardown_gpadl()", For::Gpadl(gpadl));
         self.talking()?;
         if self.channels.get(relid).is_ok_and(|channel| channel.ring_gpadl() == Some(gpadl)) {
             return Err(ClientError::GpadlInUse(gpadl));

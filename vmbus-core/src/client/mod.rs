@@ -18,6 +18,7 @@ mod policy;
 mod reserved;
 mod restoring;
 mod saving;
+mod watch;
 
 use alloc::collections::VecDeque;
 
@@ -33,6 +34,7 @@ use crate::message::{Direction, Message, Payload};
 use channel::Channels;
 use gpadl::Gpadls;
 use policy::Questions;
+use watch::Watch;
 
 /// What is to be done, or has happened.
 #[derive(Clone, Debug)]
@@ -129,6 +131,7 @@ pub struct Client {
     gpadls: Gpadls,
     questions: Questions,
     actions: VecDeque<ClientAction>,
+    watch: Watch,
 }
 
 impl Client {
@@ -141,11 +144,13 @@ impl Client {
             gpadls: Gpadls::default(),
             questions: Questions::default(),
             actions: VecDeque::new(),
+            watch: Watch::default(),
         }
     }
 
     /// The next thing to do or to know, or `None` until the next call.
     pub fn poll_action(&mut self) -> Option<ClientAction> {
+        self.watched();
         self.actions.pop_front()
     }
 
@@ -162,7 +167,9 @@ impl Client {
     /// Takes a message that the host sent, in private memory.
     pub fn handle_message(&mut self, payload: &[u8]) {
         let negotiated = self.connection().map(|connection| (connection.version, connection.features));
-        let message = match Message::parse(payload, Direction::ToGuest, negotiated) {
+        let message = Message::parse(payload, Direction::ToGuest, negotiated);
+        self.watch_message(message.as_ref().ok());
+        let message = match message {
             Ok(message) => message,
             Err(error) => return self.fault(Fault::Malformed(error)),
         };

@@ -3,6 +3,7 @@
 use alloc::collections::{BTreeSet, VecDeque};
 
 use super::connection::State;
+use super::watch::For;
 use super::{Client, ClientAction, ClientError, Fault};
 use crate::message::{Direction, Message, Pause, Resume};
 
@@ -63,6 +64,7 @@ impl Client {
 
     /// Asks the host to be silent until [`Self::resume`]. Nothing else can be asked of it meanwhile but to unload.
     pub fn pause(&mut self) -> Result<(), ClientError> {
+        self.watch("pause()", For::Connection);
         self.negotiated(&Pause {}.into())?;
         self.post(Pause {});
         if let State::Connected { pause, .. } = &mut self.connection {
@@ -87,6 +89,7 @@ impl Client {
 
     /// Lets the host speak again, once it is [`ClientAction::Paused`].
     pub fn resume(&mut self) -> Result<(), ClientError> {
+        self.watch("resume()", For::Connection);
         let held = match &mut self.connection {
             State::Connected { pause: pause @ Pausing::Paused, held, .. } => {
                 *pause = Pausing::No;

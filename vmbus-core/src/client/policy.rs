@@ -83,6 +83,12 @@ impl Questions {
         self.initial_offers
     }
 
+    /// What a question is about.
+    #[cfg(feature = "test-utils")]
+    pub(super) fn subject(&self, id: AskId) -> Option<Subject> {
+        self.waiting.get(&id).copied()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self { last: self.last, ..Self::default() };
     }
@@ -91,6 +97,7 @@ impl Questions {
 impl Client {
     /// Takes our policy's answer. One that comes for a thing that is gone meanwhile is ignored.
     pub fn decided(&mut self, id: AskId, answer: Answer) {
+        self.watch_answer(id, answer);
         let Some(subject) = self.questions.remove(id) else { return };
         match subject {
             Subject::Version => self.version_decided(answer),

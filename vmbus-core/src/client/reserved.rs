@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use zerocopy::little_endian::U32;
 
 use super::channel::{Channel, State};
+use super::watch::For;
 use super::{Client, ClientAction, ClientError, Connection, Failure, Fault, connection};
 use crate::message::{
     CloseReservedChannel, CloseReservedResponse, Message, OpenChannel, OpenChannelResult, OpenReservedChannel,
@@ -38,6 +39,7 @@ impl Client {
     /// [`ClientAction::Opened`] with open id 0. Until [`Self::close_reserved`] nothing else can be done with it; it
     /// stays open, with its page lists, when the connection is unloaded.
     pub fn open_reserved(&mut self, relid: u32, request: ReservedOpenRequest) -> Result<(), ClientError> {
+        self.watch("open_reserved()", For::Channel(relid));
         let ReservedOpenRequest { ring_gpadl, downstream_page, answers } = request;
         self.negotiated(&OpenReservedChannel::default().into())?;
         let message = Box::new(OpenChannel {
@@ -62,6 +64,7 @@ impl Client {
     /// Closes a reserved channel, also one that the connection has left behind. Ends in
     /// [`ClientAction::ReservedClosed`].
     pub fn close_reserved(&mut self, relid: u32) -> Result<(), ClientError> {
+        self.watch("close_reserved()", For::Channel(relid));
         if self.unloaded_connection().is_none() {
             self.talking()?;
         }

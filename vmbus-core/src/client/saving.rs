@@ -18,7 +18,7 @@ impl Client {
     /// answer come again after [`Self::restore`], what the others said is the caller's to keep.
     pub fn save(&self) -> Result<SavedClient, SaveError> {
         // Whoever adds a field decides here whether it is saved.
-        let Self { config: _, connection, channels, gpadls, questions, actions } = self;
+        let Self { config: _, connection, channels, gpadls, questions, actions, watch: _ } = self;
         if !actions.is_empty() {
             return Err(SaveError::ActionsWaiting(actions.len()));
         }

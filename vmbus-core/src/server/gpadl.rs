@@ -128,6 +128,26 @@ impl Gpadls {
         Some(list)
     }
 
+    /// Its state, as the specification names it.
+    #[cfg(feature = "test-utils")]
+    pub(super) fn state(&self, name: (u32, u32)) -> &'static str {
+        match self.lists.get(&name) {
+            None => "None",
+            Some(List::HalfBuilt(_)) => "InProgress",
+            Some(List::Asked { .. }) => "Offered",
+            Some(List::Built { known: Known::Accepted, custody: Custody::Device, .. }) => "Accepted",
+            Some(List::Built { known: Known::Accepted, .. }) => "Recalled",
+            Some(List::Built { known: Known::TearingDown, .. }) => "TearingDown",
+            Some(List::Built { known: Known::Dropped, .. }) => "Dropped",
+        }
+    }
+
+    /// The channel of a half-built list.
+    #[cfg(feature = "test-utils")]
+    pub(super) fn half_built_on(&self, gpadl: u32) -> Option<u32> {
+        self.half_built.get(&gpadl).copied()
+    }
+
     /// Names of all lists of a channel.
     pub(super) fn of_channel(&self, relid: u32) -> Vec<u32> {
         self.lists.range((relid, 0)..=(relid, u32::MAX)).map(|((_, gpadl), _)| *gpadl).collect()

@@ -25,6 +25,7 @@ mod relids;
 mod reserved;
 mod restoring;
 mod saving;
+mod watch;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -47,6 +48,7 @@ use gpadl::Gpadls;
 use hvsock::Connects;
 use question::Questions;
 use restoring::Attaching;
+use watch::Watch;
 
 /// The caller's name for an offered device's channel (a sub-channel has a key of its own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -225,6 +227,7 @@ pub struct Server {
     questions: Questions,
     actions: VecDeque<ServerAction>,
     attaching: Attaching,
+    watch: Watch,
 }
 
 impl Server {
@@ -239,6 +242,7 @@ impl Server {
             questions: Questions::default(),
             actions: VecDeque::new(),
             attaching: Attaching::default(),
+            watch: Watch::default(),
         }
     }
 
@@ -247,6 +251,7 @@ impl Server {
         if !self.attaching.is_over() && !matches!(input, ServerInput::Restored { .. }) {
             self.end_attaching();
         }
+        self.watch(&input);
         match input {
             ServerInput::Message { connection_id, payload } => self.message(connection_id, payload),
             ServerInput::Offer { device, offer } => self.offer(device, offer),
@@ -264,6 +269,7 @@ impl Server {
 
     /// The next thing to do, or `None` until the next input.
     pub fn poll_action(&mut self) -> Option<ServerAction> {
+        self.watched();
         self.actions.pop_front()
     }
 

@@ -110,6 +110,12 @@ impl Questions {
         Some(subject)
     }
 
+    /// What a question is about.
+    #[cfg(feature = "test-utils")]
+    pub(super) fn subject(&self, id: AskId) -> Option<Subject> {
+        self.waiting.get(&id).copied()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self { last: self.last, ..Self::default() };
     }

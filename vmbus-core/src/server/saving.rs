@@ -18,8 +18,17 @@ impl Server {
     /// come again after [`Self::restore`], what the others said is the caller's to keep.
     pub fn save(&self) -> Result<SavedServer, SaveError> {
         // Whoever adds a field decides here whether it is saved.
-        let Self { config: _, connection, channels, gpadls, connects, questions, actions, attaching: _ } =
-            self;
+        let Self {
+            config: _,
+            connection,
+            channels,
+            gpadls,
+            connects,
+            questions,
+            actions,
+            attaching: _,
+            watch: _,
+        } = self;
         if !actions.is_empty() {
             return Err(SaveError::ActionsWaiting(actions.len()));
         }

@@ -10,9 +10,9 @@ use crate::pair::{Pair, open_request};
 use crate::root::{CLASS, page_list};
 
 /// A client, and what it has posted and reported since the last look, one line each.
-struct Guest {
-    client: Client,
-    version: Version,
+pub(crate) struct Guest {
+    pub(crate) client: Client,
+    pub(crate) version: Version,
 }
 
 impl Guest {
@@ -59,13 +59,13 @@ impl Guest {
         guest
     }
 
-    fn hear<'a>(&mut self, message: impl Into<Message<'a>>) -> Vec<String> {
+    pub(crate) fn hear<'a>(&mut self, message: impl Into<Message<'a>>) -> Vec<String> {
         let payload = message.into().encode(self.version, FeatureFlags::empty());
         self.client.handle_message(&payload);
         self.lines()
     }
 
-    fn lines(&mut self) -> Vec<String> {
+    pub(crate) fn lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(action) = self.client.poll_action() {
             lines.push(describe(&action));
@@ -107,19 +107,19 @@ fn describe(action: &ClientAction) -> String {
     }
 }
 
-fn offer(relid: u32) -> OfferChannel {
+pub(crate) fn offer(relid: u32) -> OfferChannel {
     OfferChannel { relid: U32::new(relid), connection_id: U32::new(0x2000 + relid), ..Default::default() }
 }
 
-fn created(relid: u32, gpadl: u32, status: u32) -> GpadlCreated {
+pub(crate) fn created(relid: u32, gpadl: u32, status: u32) -> GpadlCreated {
     GpadlCreated { relid: U32::new(relid), gpadl: U32::new(gpadl), status: U32::new(status) }
 }
 
-fn result(relid: u32, open_id: u32, status: u32) -> OpenChannelResult {
+pub(crate) fn result(relid: u32, open_id: u32, status: u32) -> OpenChannelResult {
     OpenChannelResult { relid: U32::new(relid), open_id: U32::new(open_id), status: U32::new(status) }
 }
 
-fn rescind(relid: u32) -> RescindChannelOffer {
+pub(crate) fn rescind(relid: u32) -> RescindChannelOffer {
     RescindChannelOffer { relid: U32::new(relid) }
 }
 
@@ -439,4 +439,23 @@ fn signals_of_our_choice_reach_the_host() {
     });
     let open = open.expect("it was opened");
     assert_eq!((open.connection_id, open.event_flag, open.target_vp), (0x1234, 55, 1));
+}
+
+crate::coverage::stories! {
+    our_policy_is_asked_before_anything_is_done
+    a_rescind_takes_questions_back
+    a_rescind_ends_everything_under_way
+    a_modify_under_way_ends_with_the_rescind
+    an_open_that_is_given_up_is_closed_when_it_succeeds
+    a_list_that_is_given_up_is_torn_down_when_it_is_created
+    answers_that_nothing_asked_for_are_faults_without_effect
+    an_answer_with_another_open_id_is_not_ours
+    calls_out_of_place_say_why_and_post_nothing
+    a_host_that_cannot_connect_is_not_asked_for_older_versions
+    before_win8_the_connection_state_is_rubbish
+    an_impossible_message_connection_is_a_fault_and_the_next_version_is_tried
+    unload_and_reset_end_everything_under_way
+    before_3_0_nobody_waits_for_the_end_of_an_unload
+    pause_resume_monitor_pages_and_hvsock_between_both_ends
+    signals_of_our_choice_reach_the_host
 }

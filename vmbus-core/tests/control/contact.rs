@@ -404,3 +404,30 @@ fn an_hvsock_connect_is_refused_or_becomes_an_offer() {
     assert_eq!(root.input(accepted), NOTHING, "the offer is the answer");
     assert_eq!(root.server.usage().connects, 0);
 }
+
+crate::coverage::stories! {
+    the_answer_has_the_size_of_its_version
+    the_answer_names_the_version_before_5_0_and_the_message_connection_from_then_on
+    a_version_that_nobody_knows_is_not_supported_and_the_next_one_is
+    versions_out_of_our_range_are_not_supported
+    policy_refuses_a_version_and_the_guest_learns_why_as_far_as_the_version_can_say
+    one_monitor_page_of_two_is_a_failure_that_only_win8_can_be_told
+    another_interrupt_source_is_refused_there_and_counts_only_on_connection_4
+    another_trust_level_is_left_alone_from_5_1_on
+    a_contact_that_announces_a_client_id_and_has_none_is_dropped_whole
+    control_messages_go_to_the_chosen_processor_from_3_0_on
+    the_interrupt_page_is_known_before_5_0_only
+    a_second_contact_replaces_one_that_policy_still_thinks_about
+    nothing_but_a_contact_means_anything_before_one
+    a_message_on_a_connection_that_takes_none_is_dropped
+    unknown_and_misdirected_messages_change_nothing
+    offers_can_be_requested_once
+    nothing_is_offered_before_the_guest_asks
+    all_offers_waits_for_policy_and_nothing_else_does
+    a_hidden_device_is_asked_about_again_on_the_next_connection
+    a_guest_is_shown_what_its_version_understands
+    a_paused_guest_hears_nothing_until_it_resumes
+    unload_and_contact_end_a_pause
+    monitor_pages_change_while_connected_if_that_is_negotiated
+    an_hvsock_connect_is_refused_or_becomes_an_offer
+}

@@ -161,3 +161,13 @@ fn what_was_not_negotiated_is_refused_at_both_ends() {
         assert_eq!(root.say(message), ["fault of the guest"]);
     }
 }
+
+crate::coverage::stories! {
+    no_default_grants_what_needs_help_from_outside
+    bits_without_a_name_are_never_granted_and_hurt_nobody
+    an_interrupt_is_redirected_if_that_is_negotiated
+    each_feature_makes_its_own_fields_of_an_open_count_and_no_others
+    confidential_and_pinned_flags_are_seen_only_where_negotiated
+    a_guest_takes_old_meanings_of_confidential_bits_for_nothing
+    what_was_not_negotiated_is_refused_at_both_ends
+}

@@ -258,3 +258,23 @@ fn signals_that_the_guest_chooses_hold_for_one_open() {
     root.say(chosen);
     assert_eq!((root.opens[2].connection_id, root.opens[2].event_flag), (0x2001, 1));
 }
+
+crate::coverage::stories! {
+    lists_of_many_messages_may_interleave
+    names_are_free_per_channel_but_not_while_half_built
+    a_body_or_a_channel_that_nobody_knows
+    a_list_that_contradicts_itself_is_refused_and_forgotten
+    teardown_waits_for_the_device
+    teardown_is_for_complete_lists_of_this_channel
+    the_rings_of_an_open_channel_are_torn_down_after_it_has_closed
+    close_and_teardown_in_one_breath
+    rings_that_were_asked_back_cannot_be_opened
+    rings_that_are_asked_back_while_policy_thinks_about_the_open
+    lists_other_than_the_rings_outlive_the_close
+    policy_refuses_to_share
+    a_refusal_is_a_failure_to_everybody_whatever_status_policy_names
+    a_question_about_one_channel_holds_up_no_other_thing
+    rings_must_be_whole_pages_with_room_for_data
+    modify_retargets_an_open_channel_and_answers_from_5_3_on
+    signals_that_the_guest_chooses_hold_for_one_open
+}

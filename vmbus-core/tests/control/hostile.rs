@@ -245,24 +245,29 @@ fn small(dice: &mut Dice) -> u32 {
     u32::try_from(dice.roll(5)).unwrap()
 }
 
+/// One guest's life, and what came to pass in it.
+pub(crate) fn one_hostile_guest(seed: u64) -> BTreeSet<&'static str> {
+    let mut siege = Siege::new(seed);
+    for _ in 0..500 {
+        match siege.dice.roll(8) {
+            0 | 1 => siege.answer_one(),
+            2 if siege.dice.one_in(3) => siege.host_acts(),
+            _ => {
+                let payload = likely_payload(&mut siege.dice, siege.server.connection().is_some());
+                let connection_id = if siege.dice.one_in(2) { 1 } else { 4 };
+                siege.post(connection_id, &payload);
+            }
+        }
+    }
+    siege.end();
+    std::mem::take(&mut siege.seen)
+}
+
 #[test]
 fn a_guest_that_follows_no_rule_finds_no_panic_and_exceeds_no_bound() {
     let mut seen = BTreeSet::new();
     for seed in 0..400 {
-        let mut siege = Siege::new(seed);
-        for _ in 0..500 {
-            match siege.dice.roll(8) {
-                0 | 1 => siege.answer_one(),
-                2 if siege.dice.one_in(3) => siege.host_acts(),
-                _ => {
-                    let payload = likely_payload(&mut siege.dice, siege.server.connection().is_some());
-                    let connection_id = if siege.dice.one_in(2) { 1 } else { 4 };
-                    siege.post(connection_id, &payload);
-                }
-            }
-        }
-        siege.end();
-        seen.append(&mut siege.seen);
+        seen.append(&mut one_hostile_guest(seed));
     }
     let all = "channels connects gpadls half-built open other pages questions words";
     assert_eq!(seen.into_iter().collect::<Vec<_>>().join(" "), all, "the siege must come far");

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that fails may panic")]
 
 mod client;
+mod client_matrix;
 mod contact;
+mod coverage;
 mod features;
 mod gpadl;
 mod hostile;
@@ -14,6 +16,7 @@ mod rescind;
 mod reserved;
 mod root;
 mod saved;
+mod server_matrix;
 mod subchannels;
 mod transitions;
 mod unload;

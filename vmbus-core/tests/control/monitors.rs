@@ -175,3 +175,14 @@ fn an_interrupt_page_is_in_use_before_5_0_only() {
         assert_eq!(pair.server.connection().unwrap().interrupt_page, expected, "{version}");
     }
 }
+
+crate::coverage::stories! {
+    both_ends_know_the_same_one
+    a_guest_without_pages_gets_none
+    a_hundred_and_twenty_eight_channels_get_one_and_others_are_signalled_directly
+    are_free_again_when_the_connection_ends
+    pages_that_are_modified_are_known_to_both_ends_and_count_for_the_next_offer
+    the_hosts_pages_are_used_where_both_want_that
+    a_host_that_grants_its_pages_and_names_none_is_not_believed
+    an_interrupt_page_is_in_use_before_5_0_only
+}

@@ -181,7 +181,7 @@ fn host_acts(pair: &mut Pair) {
 
 /// How often each action and each state was seen: the test shows nothing about what never happened.
 #[derive(Default)]
-struct Tally(BTreeMap<String, usize>);
+pub(crate) struct Tally(BTreeMap<String, usize>);
 
 impl Tally {
     fn count(&mut self, what: &impl std::fmt::Debug) {

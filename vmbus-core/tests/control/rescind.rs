@@ -247,3 +247,23 @@ fn at_every_step_of_a_channels_life_in_many_orders() {
         }
     }
 }
+
+crate::coverage::stories! {
+    while_policy_thinks_about_showing_it
+    with_a_half_built_list_that_the_guest_then_completes
+    with_a_half_built_list_that_the_guest_forgets
+    while_policy_thinks_about_sharing
+    with_a_list_that_the_guest_then_tears_down
+    with_a_list_that_the_guest_tears_down_before_the_device_lets_go
+    with_a_list_that_is_being_torn_down
+    while_policy_thinks_about_the_open
+    while_the_device_refuses_the_open
+    while_the_guest_has_asked_for_the_rings_back
+    while_the_guest_goes_on_as_it_cannot_know_yet
+    while_the_guest_releases_a_closed_channel
+    twice
+    and_the_device_returns_before_the_guest_hears_of_it
+    and_the_device_returns_after_the_guest_has_released_but_before_it_has_closed
+    a_reoffered_device_that_policy_hides_gives_its_id_back
+    a_sub_channel_and_its_primary
+}

@@ -430,3 +430,27 @@ fn an_answer_that_nothing_waits_for_is_a_fault_of_the_host() {
     pair.client.handle_message(&payload);
     assert!(matches!(pair.client.poll_action(), Some(ClientAction::Fault(_))));
 }
+
+crate::coverage::stories! {
+    opens_and_closes_with_answers_where_the_requests_say
+    a_refusal_goes_where_the_request_says
+    everything_else_is_refused_while_it_is_open
+    a_list_that_was_begun_before_is_refused_when_it_is_complete
+    a_channel_that_is_open_otherwise_is_not_closed_that_way
+    unknown_channels_and_interrupt_sources_are_faults
+    stays_open_when_the_guest_unloads_and_is_closed_without_a_connection
+    is_closed_while_the_guest_unloads
+    that_is_closing_when_the_guest_unloads_is_answered
+    ends_with_a_new_contact_and_with_a_reset
+    a_contact_that_follows_its_close_sends_no_answer_for_it
+    is_rescinded_like_any_other_and_beyond_the_connection_without_a_word
+    a_pause_holds_its_answers_back_too
+    a_guest_can_do_nothing_else_with_it
+    a_guest_opens_it_when_no_page_list_is_under_way
+    a_guest_that_unloads_keeps_it_and_closes_it_later
+    a_guest_that_connects_again_or_is_reset_loses_it
+    a_guest_gives_the_open_up_before_it_ends
+    a_rescind_ends_its_close
+    before_4_0_there_is_none
+    an_answer_that_nothing_waits_for_is_a_fault_of_the_host
+}

@@ -123,3 +123,15 @@ fn name_their_primary() {
     let primaries: Vec<_> = root.server.channels().map(|channel| channel.primary).collect();
     assert_eq!(primaries, [None, Some(DeviceKey(1)), Some(DeviceKey(1))]);
 }
+
+crate::coverage::stories! {
+    are_rescinded_before_their_primary_however_slow_they_are
+    that_the_guest_releases_first_hold_up_nothing
+    are_rescinded_when_their_primary_closes
+    end_with_the_connection
+    that_a_caller_rescinds_too_are_no_fault
+    need_a_primary_that_is_offered
+    come_after_their_primary
+    of_a_primary_that_the_guest_gives_back_go_with_it
+    name_their_primary
+}

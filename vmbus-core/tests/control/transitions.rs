@@ -302,3 +302,45 @@ fn answers_that_nothing_asked_for_are_our_fault() {
     assert!(matches!(root.faults[0], Fault::UnexpectedAnswer { answer: "an open", relid: 1 }));
     assert_eq!(root.state(), Closed);
 }
+
+crate::coverage::stories! {
+    client_released_open
+    client_released_close
+    client_released_rescind
+    client_released_relid_released
+    closed_open
+    closed_close
+    closed_rescind
+    closed_relid_released
+    opening_open
+    opening_close
+    opening_device_opened
+    opening_device_refused
+    opening_rescind
+    opening_relid_released
+    opening_unload_is_opening_client_release
+    open_open
+    open_close
+    open_rescind
+    open_relid_released
+    open_unload_is_closing_client_release
+    closing_open
+    closing_close
+    closing_device_closed
+    closing_rescind
+    closing_relid_released_is_closing_client_release
+    closing_reopen_open
+    closing_reopen_close
+    closing_reopen_device_closed
+    closing_reopen_rescind
+    closing_reopen_relid_released
+    revoked_open_is_ignored
+    revoked_close_is_ignored
+    revoked_relid_released
+    revoked_device_returns_is_reoffered
+    reoffered_open_is_ignored
+    reoffered_close_is_ignored
+    reoffered_rescind
+    reoffered_relid_released
+    answers_that_nothing_asked_for_are_our_fault
+}

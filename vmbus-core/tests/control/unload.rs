@@ -161,3 +161,16 @@ fn questions_of_an_ended_connection_do_not_hold_up_the_next() {
     assert_eq!(root.say(RequestOffers {}), ["OFFER 1", "ALL OFFERS"]);
     assert_eq!(root.decide(Answer::Allow), NOTHING, "the old question is void");
 }
+
+crate::coverage::stories! {
+    unload_lets_go_of_everything_and_then_answers
+    a_reset_lets_go_of_everything_and_says_nothing
+    a_contact_is_an_unload_without_an_answer
+    the_latest_reason_to_disconnect_counts
+    unload_is_not_answered_in_v1_which_knows_no_answer
+    unload_while_policy_thinks_about_the_version
+    the_host_offers_and_rescinds_while_a_guest_leaves
+    ids_begin_anew_with_each_connection
+    connects_that_wait_end_with_the_connection
+    questions_of_an_ended_connection_do_not_hold_up_the_next
+}

@@ -126,3 +126,12 @@ fn a_message_connection_of_the_hosts_choice_is_used_from_5_0_on() {
     pair.missing.push(4);
     live_a_life(&mut pair);
 }
+
+crate::coverage::stories! {
+    host_and_guest_of_any_two_versions_agree_on_the_older_one
+    a_host_and_a_guest_of_one_version_each_connect_only_if_it_is_the_same
+    a_guest_falls_back_below_5_0_where_connection_4_does_not_exist
+    a_guest_that_finds_no_host_says_so
+    features_are_what_both_ends_know
+    a_message_connection_of_the_hosts_choice_is_used_from_5_0_on
+}
