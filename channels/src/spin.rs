@@ -24,6 +24,11 @@ impl Spin {
         Self { longest: Duration::ZERO }
     }
 
+    /// Looks so many times as long.
+    pub(crate) const fn times(self, factor: u32) -> Self {
+        Self { longest: self.longest.saturating_mul(factor) }
+    }
+
     /// Like [`Spin::adaptive`] with another upper bound.
     pub const fn up_to(longest: Duration) -> Self {
         Self { longest }

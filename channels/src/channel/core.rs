@@ -61,6 +61,8 @@ pub(crate) struct Core {
     /// Nobody receives: packets that want no answer are dropped.
     pub(super) deaf: AtomicBool,
     closed: AtomicBool,
+    /// Why the peer ended it, if it said so.
+    why: OnceLock<Box<str>>,
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
     nudge: Notify,
@@ -98,6 +100,7 @@ impl Core {
             abandoned: OnceLock::new(),
             deaf: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            why: OnceLock::new(),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
             end: Notify::new(),
@@ -116,6 +119,15 @@ impl Core {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// The peer says why it is about to end the channel. Only the first reason counts.
+    pub(crate) fn ends_because(&self, reason: &str) {
+        let _ = self.why.set(reason.into());
+    }
+
+    pub(crate) fn why(&self) -> Option<&str> {
+        self.why.get().map(|why| &**why)
     }
 
     /// Nothing is read or written from here on; everybody who waits is told.

@@ -2,6 +2,7 @@
 
 mod blocking;
 mod core;
+mod flow;
 mod receiving;
 mod replies;
 mod request;
@@ -20,6 +21,7 @@ use vmbus_ringbuf::{GpaRange, Outgoing, OutgoingKind, Pfns, TransferRange};
 
 pub use self::blocking::{BlockingChannel, Tagged};
 pub(crate) use self::core::{Core, Limits};
+pub(crate) use self::flow::spin_for;
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
 pub(crate) use self::side::{Doorbell, Flag, Side};
@@ -152,6 +154,11 @@ impl Channel {
     /// Returns when the other end has closed the channel, withdrawn the device or gone.
     pub async fn closed(&self) {
         self.core.closed().await;
+    }
+
+    /// Why the root has taken the channel away, in a guest that was told so.
+    pub fn closed_because(&self) -> Option<&str> {
+        self.core.why().filter(|_| self.is_closed())
     }
 
     /// Whether the channel is closed.

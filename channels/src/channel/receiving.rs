@@ -7,14 +7,18 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
+use tokio::task::yield_now;
+use tokio::time::sleep_until;
 use vmbus_core::pages::{GpaDirect, TransferPages};
 use vmbus_partition::{GpaSpace, GuestPages, RingMapping};
 use vmbus_ringbuf::{Consumer, Packet, PacketKind, RingFault};
 
 use super::core::{Core, lock};
+use super::flow::{Flow, Hold, spin_for};
 use super::replies::Reply;
 use super::request::{Attached, Request};
 use crate::error::ChannelError;
+use crate::policy::{Limits, WallTime};
 use crate::spin::{Spin, Spinner};
 
 /// Completion space is set aside for this many requests at a time.
@@ -34,6 +38,8 @@ pub(super) struct Incoming {
     /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
     memory: Option<Arc<GpaSpace>>,
     spinner: Spinner,
+    /// Limits of policy; none for most.
+    flow: Option<Box<Flow>>,
 }
 
 impl Incoming {
@@ -45,6 +51,7 @@ impl Incoming {
             queued: VecDeque::new(),
             memory: None,
             spinner: Spinner::new(Spin::default()),
+            flow: None,
         })
     }
 
@@ -84,11 +91,43 @@ pub(super) enum Nothing {
     NoRoom,
     /// As many requests as the offer allows are in flight: some have to be completed first.
     AtLimit,
+    /// There is one, and policy lets it wait.
+    Held(Hold),
+}
+
+impl Nothing {
+    /// Returns when the time has come for what policy lets wait; never for others.
+    async fn due(&self) {
+        match self {
+            Self::Held(Hold::Until(due)) => Box::pin(sleep_until(*due)).await,
+            Self::Held(Hold::GiveWay) => yield_now().await,
+            Self::Empty | Self::NoReply | Self::NoRoom | Self::AtLimit => pending().await,
+        }
+    }
+
+    /// For how long policy lets it wait.
+    fn held_for(&self) -> Option<Duration> {
+        match self {
+            Self::Held(Hold::Until(due)) => Some(due.saturating_duration_since(tokio::time::Instant::now())),
+            Self::Held(Hold::GiveWay) => Some(Duration::ZERO),
+            Self::Empty | Self::NoReply | Self::NoRoom | Self::AtLimit => None,
+        }
+    }
 }
 
 impl Core {
     pub(crate) fn set_spin(&self, spin: Spin) {
         lock(&self.incoming).spinner = Spinner::new(spin);
+    }
+
+    /// Limits what is taken from the ring from now on.
+    pub(crate) fn limit_incoming(&self, limits: &Limits, wall: WallTime, spin: Spin) {
+        let mut incoming = lock(&self.incoming);
+        incoming.flow = Flow::new(limits, wall);
+        incoming.spinner = Spinner::new(spin_for(limits.priority, spin));
+        drop(incoming);
+        // Whoever waits for what was held looks again.
+        self.nudge();
     }
 
     /// The next request; `None` when the channel was closed.
@@ -100,7 +139,7 @@ impl Core {
                 Err(nothing) => nothing,
             };
             let asleep = Instant::now();
-            self.park(seen, || self.last_look(&nothing), pending()).await;
+            self.park(seen, || self.last_look(&nothing), nothing.due()).await;
             self.slept(asleep);
         }
     }
@@ -119,7 +158,10 @@ impl Core {
             };
             let asleep = Instant::now();
             let left = deadline.map(|deadline| deadline.saturating_duration_since(asleep));
-            if !self.park_blocking(seen, || self.last_look(&nothing), pending(), left)? {
+            let held = nothing.held_for();
+            let at_most = held.into_iter().chain(left).min();
+            let woken = self.park_blocking(seen, || self.last_look(&nothing), pending(), at_most)?;
+            if !woken && (held.is_none() || left.is_some_and(|left| left.is_zero())) {
                 return Err(ChannelError::TimedOut);
             }
             self.slept(asleep);
@@ -137,7 +179,9 @@ impl Core {
         while taken < at_most && !self.is_closed() {
             match self.next_request(&mut incoming)? {
                 Ok(request) => into.extend([request]),
-                Err(Nothing::Empty | Nothing::NoReply | Nothing::NoRoom | Nothing::AtLimit) => break,
+                Err(
+                    Nothing::Empty | Nothing::NoReply | Nothing::NoRoom | Nothing::AtLimit | Nothing::Held(_),
+                ) => break,
             }
             taken += 1;
         }
@@ -310,6 +354,9 @@ impl Core {
     ) -> Result<Result<Request, Nothing>, ChannelError> {
         loop {
             if incoming.queued.is_empty() && !incoming.consumer.has_unread()? {
+                if let Some(flow) = &mut incoming.flow {
+                    flow.emptied();
+                }
                 return Ok(Err(Nothing::Empty));
             }
             if let Some(nothing) = self.grant(incoming)? {
@@ -329,6 +376,9 @@ impl Core {
             if request.wants_completion() {
                 incoming.grants -= 1;
             }
+            if let Some(flow) = &mut incoming.flow {
+                flow.passed(request.bytes_moved());
+            }
             return Ok(Ok(request.begin()));
         }
     }
@@ -337,6 +387,9 @@ impl Core {
     fn grant(&self, incoming: &mut Incoming) -> Result<Option<Nothing>, ChannelError> {
         if self.holds_too_much() {
             return Ok(Some(Nothing::AtLimit));
+        }
+        if let Some(hold) = incoming.flow.as_mut().and_then(|flow| flow.holds()) {
+            return Ok(Some(Nothing::Held(hold)));
         }
         if incoming.grants > 0 {
             return Ok(None);
@@ -480,6 +533,8 @@ impl Core {
                     || (incoming.queued.len() < QUEUED_AT_MOST && self.unmask(&mut incoming).unwrap_or(true))
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
+            // Nothing that the peer could signal makes a difference.
+            Nothing::Held(_) => false,
             Nothing::AtLimit => {
                 self.in_flight.load(Ordering::Relaxed) < self.limits.requests && !self.holds_too_much()
             }

@@ -81,6 +81,16 @@ impl Request {
         self.id
     }
 
+    /// Bytes that it stands for: the payload, and the memory that it refers to.
+    pub(super) fn bytes_moved(&self) -> u64 {
+        let memory: usize = match &self.attached {
+            Attached::Nothing => 0,
+            Attached::Pages(ranges) => ranges.iter().map(GuestPages::len).sum(),
+            Attached::Transfer { ranges, .. } => ranges.iter().map(|(_, len)| *len as usize).sum(),
+        };
+        u64::try_from(self.payload.len().saturating_add(memory)).unwrap_or(u64::MAX)
+    }
+
     /// The payload: a multiple of 8 bytes, the last up to 7 of them padding.
     pub fn payload(&self) -> &[u8] {
         &self.payload

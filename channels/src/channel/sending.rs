@@ -1,14 +1,21 @@
 //! The ring to the peer: packets of our own, and completions from space set aside for them.
 
 use std::future::pending;
+use std::time::Duration;
 
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
 use vmbus_partition::RingMapping;
-use vmbus_ringbuf::{GpaRange, Outgoing as Packet, Producer, PushError, RingFault, packet_size};
+use vmbus_ringbuf::{
+    GpaRange, Outgoing as Packet, OutgoingKind, Producer, PushError, RingFault, packet_size,
+};
 
 use super::core::{Core, lock};
+use super::flow::{Flow, Hold};
 use super::receiving::GRANTS_AT_ONCE;
 use super::{Tagged, gpa_range};
 use crate::error::ChannelError;
+use crate::policy::{Limits, WallTime};
 
 /// The ring to the peer.
 pub(super) struct Outgoing {
@@ -19,6 +26,8 @@ pub(super) struct Outgoing {
     smallest_wish: Option<usize>,
     /// Somebody waits for room that only our own completions can give back.
     waits_for_reserve: bool,
+    /// Limits of policy; none for most.
+    flow: Option<Box<Flow>>,
     open: bool,
 }
 
@@ -28,7 +37,14 @@ const GRANTED_PART: usize = 4;
 impl Outgoing {
     pub(super) fn new(memory: RingMapping) -> Result<Self, RingFault> {
         let producer = Producer::new(memory)?;
-        Ok(Self { producer, reserved: 0, smallest_wish: None, waits_for_reserve: false, open: true })
+        Ok(Self {
+            producer,
+            reserved: 0,
+            smallest_wish: None,
+            waits_for_reserve: false,
+            flow: None,
+            open: true,
+        })
     }
 
     /// From here on nothing is written.
@@ -66,6 +82,24 @@ enum Sent {
     Yes,
     /// The peer must read first.
     NoRoom,
+    /// Policy lets it wait.
+    Held(Hold),
+}
+
+/// Returns when it is worth another try.
+async fn due(hold: Hold) {
+    match hold {
+        Hold::Until(due) => Box::pin(sleep_until(due)).await,
+        Hold::GiveWay => yield_now().await,
+    }
+}
+
+/// The same for a thread.
+fn wait_for(hold: Hold) -> Duration {
+    match hold {
+        Hold::Until(due) => due.saturating_duration_since(Instant::now()),
+        Hold::GiveWay => Duration::ZERO,
+    }
 }
 
 impl Core {
@@ -77,6 +111,7 @@ impl Core {
             match self.judge(self.try_send(packet, size))? {
                 Sent::Yes => return Ok(()),
                 Sent::NoRoom => self.park(seen, || self.has_room(size), pending()).await,
+                Sent::Held(hold) => self.park(seen, || self.is_closed(), due(hold)).await,
             }
         }
     }
@@ -89,15 +124,30 @@ impl Core {
             match self.judge(self.try_send(packet, size))? {
                 Sent::Yes => return Ok(()),
                 Sent::NoRoom => _ = self.park_blocking(seen, || self.has_room(size), pending(), None)?,
+                Sent::Held(hold) => {
+                    self.park_blocking(seen, || self.is_closed(), pending(), Some(wait_for(hold)))?;
+                }
             }
         }
+    }
+
+    /// Limits what is sent from now on, completions excepted.
+    pub(crate) fn limit_outgoing(&self, limits: &Limits, wall: WallTime) {
+        lock(&self.outgoing).flow = Flow::new(limits, wall);
+        self.nudge();
     }
 
     /// Sends as many of `requests` as there is room for with one signal, at least one; gives how many.
     pub(crate) fn submit_tagged(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
         loop {
             let seen = self.nudges();
-            let sent = self.judge(self.try_submit(requests))?;
+            let sent = match self.judge(self.try_submit(requests))? {
+                Ok(sent) => sent,
+                Err(hold) => {
+                    self.park_blocking(seen, || self.is_closed(), pending(), Some(wait_for(hold)))?;
+                    continue;
+                }
+            };
             let Some(first) = requests.first().filter(|_| sent == 0) else { return Ok(sent) };
             let range = first.range.as_ref().map(gpa_range);
             let size = self.size_of(&packet(0, first, range.as_slice()))?;
@@ -105,9 +155,10 @@ impl Core {
         }
     }
 
-    fn try_submit(&self, requests: &[Tagged]) -> Result<usize, ChannelError> {
+    /// `Err` inside: policy lets all of them wait.
+    fn try_submit(&self, requests: &[Tagged]) -> Result<Result<usize, Hold>, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+        let Outgoing { producer, reserved, flow, open: true, .. } = &mut *outgoing else {
             return Err(ChannelError::Closed);
         };
         let mut replies = lock(&self.replies);
@@ -125,26 +176,41 @@ impl Core {
                 Err(_) if sent > 0 => break,
                 Err(error) => return Err(error),
             };
+            if let Some(hold) = flow.as_mut().and_then(|flow| flow.holds()) {
+                if sent == 0 {
+                    return Ok(Err(hold));
+                }
+                break;
+            }
             room -= size;
             packet.transaction_id =
                 replies.start_tagged(request.tag, request.range.iter().cloned().collect());
             batch.push(packet).map_err(|error| refused(error, size, ring))?;
+            if let Some(flow) = flow {
+                flow.passed(bytes_moved(&packet));
+            }
             sent += 1;
         }
         drop(replies);
         if batch.commit()?.is_ring() {
             self.side.ring();
         }
-        Ok(sent)
+        Ok(Ok(sent))
     }
 
     fn try_send(&self, packet: &Packet<'_>, size: usize) -> Result<Sent, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, open: true, .. } = &mut *outgoing else {
+        let Outgoing { producer, reserved, flow, open: true, .. } = &mut *outgoing else {
             return Err(ChannelError::Closed);
         };
         if producer.known_room() < size + *reserved && producer.room()? < size + *reserved {
             return Ok(Sent::NoRoom);
+        }
+        if let Some(flow) = flow {
+            if let Some(hold) = flow.holds() {
+                return Ok(Sent::Held(hold));
+            }
+            flow.passed(bytes_moved(packet));
         }
         let ring = producer.capacity();
         let mut batch = producer.batch();
@@ -169,7 +235,8 @@ impl Core {
     /// Whether `bytes` beyond the reserve are free, now or after asking for a signal. `true` if asking is no use.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, open: true } = &mut *outgoing
+        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, open: true, .. } =
+            &mut *outgoing
         else {
             return true;
         };
@@ -247,6 +314,19 @@ fn packet<'a>(id: u64, request: &'a Tagged, ranges: &'a [GpaRange<'a>]) -> Packe
         [] => Packet::request(id, &request.payload),
         ranges => Packet::gpa_direct(id, ranges, &request.payload),
     }
+}
+
+/// Bytes that a packet stands for: the payload, and the memory that it refers to.
+fn bytes_moved(packet: &Packet<'_>) -> u64 {
+    let memory: u64 = match packet.kind {
+        // Ranges in the wire's form are for hosts of other protocols; nothing here sends them.
+        OutgoingKind::InBand | OutgoingKind::Completion | OutgoingKind::GpaDirectEncoded { .. } => 0,
+        OutgoingKind::GpaDirect(ranges) => ranges.iter().map(|range| u64::from(range.byte_count)).sum(),
+        OutgoingKind::TransferPages { ranges, .. } => {
+            ranges.iter().map(|range| u64::from(range.byte_count)).sum()
+        }
+    };
+    memory.saturating_add(u64::try_from(packet.payload.len()).unwrap_or(u64::MAX))
 }
 
 fn packet_bytes(packet: &Packet<'_>, ring: usize) -> Result<usize, ChannelError> {

@@ -1,6 +1,7 @@
 //! A guest of a bus: a process that attaches to a root, sees devices and opens them.
 
 mod open_options;
+mod policy;
 mod task;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use vmbus_core::{Guid, Version};
 use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
 pub use self::open_options::OpenOptions;
+use self::policy::GuestPolicy;
 use self::task::{Command, Task};
 use crate::buffer::Buffer;
 use crate::channel::Channel;
@@ -88,6 +90,8 @@ struct Offers {
     complete: bool,
     /// The bus is gone.
     ended: bool,
+    /// What the root said about that.
+    why: Option<Refusal>,
 }
 
 /// Settings of a guest.
@@ -97,6 +101,7 @@ pub struct GuestBuilder {
     versions: RangeInclusive<Version>,
     spin: Spin,
     ring_pages: usize,
+    policy: GuestPolicy,
 }
 
 impl GuestBuilder {
@@ -154,7 +159,13 @@ impl GuestBuilder {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (joined, result) = oneshot::channel();
         let (offers_sender, offers) = watch::channel(Offers::default());
-        let task = Task::new(Arc::clone(&end), self.spin, commands.clone(), inbox, offers_sender);
+        let task = Task::new(
+            Arc::clone(&end),
+            self.spin,
+            self.policy.start(&*end),
+            (commands.clone(), inbox),
+            offers_sender,
+        );
         tokio::spawn(task.run(self.versions, joined));
         let version = result.await.map_err(|_| Error::Disconnected)??;
         Ok(Guest { inner: Arc::new(Inner { end, commands, offers, version, ring_pages: self.ring_pages }) })
@@ -189,6 +200,7 @@ impl Guest {
             versions: Version::OLDEST..=Version::NEWEST,
             spin: Spin::default(),
             ring_pages: 16,
+            policy: GuestPolicy::default(),
         }
     }
 
@@ -283,6 +295,11 @@ impl Guest {
             .allocate(ROOT_DOMAIN, bytes)
             .map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
         Ok(Buffer::new(pages, bytes))
+    }
+
+    /// Why the root let this guest go, once it has and if it said so.
+    pub fn closed_because(&self) -> Option<Refusal> {
+        self.inner.offers.borrow().why.clone()
     }
 
     /// Returns when the root is gone.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::{Decision, Limits};
 use super::question::{Asked, End, Question, WallTime, Who};
+use super::revoking::{Revoke, Revoked};
 use super::{AllowAll, PolicyAgent};
 use crate::error::Refusal;
 
@@ -83,6 +84,7 @@ pub(crate) struct Asker {
 #[derive(Clone)]
 struct Agent {
     agent: Arc<dyn PolicyAgent>,
+    revoked: Arc<[Revoked]>,
     /// Counts agents: an answer of an earlier one is worth nothing.
     generation: u64,
 }
@@ -105,7 +107,7 @@ impl Asker {
     ) -> Self {
         let AskerSettings { agent, deadline, clock } = settings;
         Self {
-            agent: RwLock::new(Agent { agent, generation: 0 }),
+            agent: RwLock::new(Agent { agent, revoked: [].into(), generation: 0 }),
             end,
             deadline,
             clock,
@@ -117,7 +119,39 @@ impl Asker {
     /// Another agent decides from now on.
     pub(crate) fn set_agent(&self, agent: Arc<dyn PolicyAgent>) {
         let mut current = self.agent.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Agent { agent, generation: current.generation + 1 };
+        current.agent = agent;
+        current.generation += 1;
+    }
+
+    /// Denies what was revoked, whatever the agent says.
+    pub(crate) fn revoke(&self, revoked: Revoked) {
+        self.change_revoked(|list| {
+            list.retain(|earlier| earlier.what != revoked.what);
+            list.push(revoked);
+        });
+    }
+
+    /// Leaves it to the agent again. `false` if it was not revoked.
+    pub(crate) fn reinstate(&self, what: &Revoke) -> bool {
+        let mut found = false;
+        self.change_revoked(|list| {
+            found = list.iter().any(|revoked| revoked.what == *what);
+            list.retain(|revoked| revoked.what != *what);
+        });
+        found
+    }
+
+    fn change_revoked(&self, change: impl FnOnce(&mut Vec<Revoked>)) {
+        let mut current = self.agent.write().unwrap_or_else(PoisonError::into_inner);
+        let mut revoked = current.revoked.to_vec();
+        change(&mut revoked);
+        current.revoked = revoked.into();
+        current.generation += 1;
+    }
+
+    /// The time on the wall.
+    pub(crate) fn now(&self) -> WallTime {
+        (self.clock)()
     }
 
     /// The number of the agent that decides at present.
@@ -127,10 +161,15 @@ impl Asker {
 
     /// Puts a question.
     pub(crate) fn begin(self: &Arc<Self>, who: &Who, question: Question) -> Begun {
-        let Agent { agent, generation } = self.agent.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Agent { agent, revoked, generation } =
+            self.agent.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let began = Instant::now();
+        if let Some(revoked) = revoked.iter().find(|revoked| revoked.what.covers(who, &question)) {
+            self.refuse(who, question, &revoked.refusal, Reason::Revoked);
+            return Begun::Decided(Err(revoked.refusal.clone()));
+        }
         let asked = Arc::new(self.asked(who, question));
         let name = Arc::clone(&agent);
-        let began = Instant::now();
         let mut thinking: Thinking = Box::pin({
             let asked = Arc::clone(&asked);
             async move { agent.decide(&asked).await }

@@ -11,6 +11,7 @@ mod agents;
 mod asking;
 mod decision;
 mod question;
+mod revoking;
 mod text;
 
 use async_trait::async_trait;
@@ -22,6 +23,8 @@ pub use self::decision::{Decision, Deliver, Limits, Priority, QuotaLimits, Rate}
 pub use self::question::{
     Asked, AskedDevice, Direction, End, PartitionKind, PeerProcess, Question, WallTime, Who,
 };
+pub use self::revoking::Revoke;
+pub(crate) use self::revoking::Revoked;
 
 /// Decides. Shared by all partitions of a root, asked from any thread, several questions at a time.
 ///

@@ -1,5 +1,6 @@
 //! The root of a bus: devices on one side, partitions on the other.
 
+mod claims;
 mod devices;
 mod greeting;
 mod partition;
@@ -21,13 +22,14 @@ use vmbus_core::Version;
 use vmbus_core::server::ServerConfig;
 use vmbus_partition::{Listener, RootEnd, reactor};
 
+use self::claims::Claims;
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
 use self::partition::{Command, Partition};
 pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::event::Event;
-use crate::policy::{Asker, AskerSettings, End, PolicyAgent, WallTime};
+use crate::policy::{Asker, AskerSettings, End, PolicyAgent, Revoke, Revoked, WallTime};
 use crate::provider::{Client, Provider};
 use crate::quotas::Quotas;
 use crate::spin::Spin;
@@ -50,6 +52,7 @@ pub(crate) struct Inner {
     quotas: Quotas,
     spin: Spin,
     policy: Arc<Asker>,
+    claims: Arc<Claims>,
     devices: Mutex<Devices>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
@@ -150,6 +153,7 @@ impl RootBuilder {
             quotas: self.quotas,
             spin: self.spin,
             policy: Arc::new(asker),
+            claims: Arc::default(),
             devices: Mutex::default(),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
@@ -258,9 +262,33 @@ impl Root {
         }
     }
 
-    /// Another policy agent decides from now on.
+    /// Another policy agent decides from now on, also about everything that is in force: what it denies ends (offers
+    /// are rescinded, channels closed, partitions let go, each with the reason), limits that it changes hold from now
+    /// on, and nothing else notices.
     pub fn set_policy(&self, agent: impl PolicyAgent) {
         self.inner.policy.set_agent(Arc::new(agent));
+        self.inner.command_all(|| Command::Review(None));
+    }
+
+    /// Takes back what was allowed. Whoever it concerns is told the `reason`; the policy agent is not asked about it
+    /// any more until [`reinstate`](Self::reinstate).
+    pub fn revoke(&self, what: Revoke, reason: impl Into<String>) {
+        let refusal = Refusal::denied(reason);
+        if let Revoke::Channel { partition, relid } = what {
+            if let Some(inbox) = lock(&self.inner.partitions).get(&partition) {
+                let _ = inbox.send(Command::EndChannel { relid, refusal });
+            }
+            return;
+        }
+        self.inner.policy.revoke(Revoked { what: what.clone(), refusal });
+        self.inner.command_all(|| Command::Review(Some(what.clone())));
+    }
+
+    /// Leaves what was revoked to the policy agent again. `false` if it was not revoked.
+    pub fn reinstate(&self, what: &Revoke) -> bool {
+        let found = self.inner.policy.reinstate(what);
+        self.inner.command_all(|| Command::Review(Some(what.clone())));
+        found
     }
 
     /// Serves until `end` resolves, and then lets the guests' requests in flight finish.

@@ -4,17 +4,10 @@ use std::time::Duration;
 
 use vmbus_channels::policy::{Asked, Decision, Limits, Question, QuotaLimits, Reason};
 use vmbus_channels::test_utils::join;
-use vmbus_channels::{DenyAll, Device, Error, PolicyAgent, Refusal, Root};
+use vmbus_channels::{DenyAll, Device, PolicyAgent, Root};
 use vmbus_core::status::Status;
 
-use crate::world::{By, CLASS, Echo, OTHER_CLASS, decision, forbidding, root};
-
-fn refusal(error: Error) -> Refusal {
-    match error {
-        Error::Refused(refusal) => refusal,
-        other => panic!("expected a refusal: {other}"),
-    }
-}
+use crate::world::{By, CLASS, Echo, OTHER_CLASS, decision, forbidding, refusal, root};
 
 #[tokio::test]
 async fn a_partition_that_may_not_attach_is_told_why() {

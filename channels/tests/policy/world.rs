@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use vmbus_channels::policy::{Asked, Decided, Decision, Question};
 use vmbus_channels::{
-    Channel, ChannelError, Client, Event, Guid, Offer, OpenRequest, PolicyAgent, Provider, Refusal, Root,
-    Session, guid,
+    Channel, ChannelError, Client, Error, Event, Guid, Offer, OpenRequest, PolicyAgent, Provider, Refusal,
+    Root, Session, guid,
 };
 
 pub(crate) const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9b01");
@@ -74,5 +74,12 @@ pub(crate) async fn decision(
         {
             return decided;
         }
+    }
+}
+
+pub(crate) fn refusal(error: Error) -> Refusal {
+    match error {
+        Error::Refused(refusal) => refusal,
+        other => panic!("expected a refusal: {other}"),
     }
 }

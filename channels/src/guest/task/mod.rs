@@ -1,5 +1,6 @@
 //! The task of one guest: its link, its protocol state machine, its channels.
 
+mod deciding;
 mod interrupts;
 mod opening;
 
@@ -10,10 +11,12 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use vmbus_core::Version;
-use vmbus_core::client::{Client, ClientAction, ClientConfig, OfferInfo};
+use vmbus_core::client::{self, Client, ClientAction, ClientConfig, OfferInfo};
 use vmbus_core::status::{HvStatus, Status};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, reactor};
 
+use self::deciding::{Answered, Asking};
+use super::policy::OwnPolicy;
 use super::{OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core};
@@ -41,6 +44,8 @@ pub(super) enum Command {
         relid: u32,
         open_id: u32,
     },
+    /// Our policy agent has answered.
+    Answered(Box<Answered>),
     /// The last handle of the guest is gone.
     Leave,
 }
@@ -48,6 +53,11 @@ pub(super) enum Command {
 pub(super) struct Task {
     end: Arc<dyn GuestEnd>,
     client: Client,
+    /// Whom to ask before we do something; nobody in most guests.
+    policy: Option<OwnPolicy>,
+    asking: Asking,
+    /// Our own policy's last word about a version.
+    denied_version: Option<Refusal>,
     spin: Spin,
     offers: watch::Sender<Offers>,
     /// Signal connections of offered channels, by relid; V1 names none.
@@ -81,6 +91,8 @@ struct OpenChannel {
     area: u32,
     downstream: usize,
     options: OpenOptions,
+    /// Our own policy's.
+    limits: crate::policy::Limits,
     reply: Option<oneshot::Sender<Result<Channel, Error>>>,
     core: Option<Arc<Core>>,
 }
@@ -96,17 +108,21 @@ impl Task {
     pub(super) fn new(
         end: Arc<dyn GuestEnd>,
         spin: Spin,
-        commands: mpsc::UnboundedSender<Command>,
-        inbox: mpsc::UnboundedReceiver<Command>,
+        policy: Option<OwnPolicy>,
+        (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
         offers: watch::Sender<Offers>,
     ) -> Self {
         let interrupt_page = interrupts::allocate(&*end);
         let config = ClientConfig {
             interrupt_page: interrupt_page.as_ref().map_or(0, |(pages, _)| pages.gpa()),
+            policy: if policy.is_some() { client::Policy::Ask } else { client::Policy::AllowAll },
             ..ClientConfig::default()
         };
         Self {
             client: Client::new(config),
+            policy,
+            asking: Asking::new(),
+            denied_version: None,
             interrupt_page,
             spin,
             offers,
@@ -132,12 +148,20 @@ impl Task {
     ) {
         self.joined = Some(joined);
         let (oldest, newest) = (*versions.start(), *versions.end());
-        let result = match self.client.connect(versions) {
-            Ok(()) => self.serve().await,
-            Err(_) => Err(Error::NoCommonVersion { oldest, newest }),
+        let result = match self.may_attach().await.map(|()| self.client.connect(versions)) {
+            Ok(Ok(())) => self.serve().await,
+            Ok(Err(_)) => Err(Error::NoCommonVersion { oldest, newest }),
+            Err(error) => Err(error),
+        };
+        let why = match &result {
+            Err(Error::Refused(refusal)) => Some(refusal.clone()),
+            Ok(()) | Err(_) => None,
         };
         for channel in self.channels.values() {
             if let Some(core) = &channel.core {
+                if let Some(why) = &why {
+                    core.ends_because(&why.reason);
+                }
                 core.close();
                 core.quiesce();
             }
@@ -153,6 +177,7 @@ impl Task {
         self.offers.send_modify(|offers| {
             offers.devices.clear();
             offers.ended = true;
+            offers.why = why;
         });
     }
 
@@ -260,6 +285,7 @@ impl Task {
                 }
             }
             Command::Close { relid, open_id } => self.close(relid, open_id),
+            Command::Answered(answered) => self.answered(*answered),
             Command::Leave => return false,
         }
         true
@@ -277,7 +303,9 @@ impl Task {
                     }
                 }
                 ClientAction::ConnectFailed(_) => {
-                    return Err(Error::NoCommonVersion { oldest: Version::OLDEST, newest: Version::NEWEST });
+                    let otherwise =
+                        Error::NoCommonVersion { oldest: Version::OLDEST, newest: Version::NEWEST };
+                    return Err(self.no_version(otherwise));
                 }
                 ClientAction::Offered(offer) => self.offered(&offer),
                 ClientAction::AllOffersDelivered => self.offers.send_modify(|offers| offers.complete = true),
@@ -288,9 +316,9 @@ impl Task {
                 ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
                 ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
                 ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),
+                ClientAction::Ask { id, question } => self.decide(id, &question),
                 // Asked for by nobody here.
-                ClientAction::Ask { .. }
-                | ClientAction::Modified { .. }
+                ClientAction::Modified { .. }
                 | ClientAction::ReservedClosed { .. }
                 | ClientAction::MonitorPagesModified(_)
                 | ClientAction::ConnectRefused { .. }

@@ -11,6 +11,7 @@ use vmbus_core::pages::PageRanges;
 use vmbus_core::status::Status;
 
 use super::super::{OpenOptions, ROOT_DOMAIN};
+use super::deciding::denied;
 use super::{Command, OpenChannel, RefusedOpen, Ring, Task};
 use crate::areas;
 use crate::channel::{Channel, Core, Limits, Side};
@@ -52,6 +53,7 @@ impl Task {
                     area: self.take_area(),
                     downstream,
                     options,
+                    limits: crate::policy::Limits::default(),
                     reply: Some(reply),
                     core: None,
                 };
@@ -124,10 +126,12 @@ impl Task {
             self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&core));
         }
         core.set_spin(self.spin);
+        let own = std::mem::take(&mut channel.limits);
         channel.core = Some(Arc::clone(&core));
-        self.reasons.remove(&relid);
         let reply = channel.reply.take().ok_or(Error::Rescinded)?;
         let (commands, open_id) = (self.commands.clone(), channel.open_id);
+        self.reasons.remove(&relid);
+        self.limit(&core, &own);
         let closed = Box::new(move || _ = commands.send(Command::Close { relid, open_id }));
         Ok((Channel::new(core, Some(closed)), reply))
     }
@@ -138,7 +142,7 @@ impl Task {
                 Some(reason) => Error::Refused(Refusal { status, reason }),
                 None => return self.await_reason(relid, status),
             },
-            Failure::Denied(status) => Error::Refused(Refusal { status, reason: failure.to_string() }),
+            Failure::Denied(status) => denied(status, self.reasons.remove(&relid)),
             Failure::Rescinded => Error::Rescinded,
             Failure::Cancelled | Failure::Disconnected => Error::Disconnected,
         };
@@ -147,8 +151,11 @@ impl Task {
 
     /// Keeps the reason for a refusal that is known or still to come; one for anything else is of no use.
     pub(super) fn reason(&mut self, relid: u32, reason: String) {
-        let opening = self.channels.get(&relid).is_some_and(|channel| channel.core.is_none());
-        if opening || self.refused.iter().any(|refused| refused.relid == relid) {
+        if let Some(core) = self.channels.get(&relid).and_then(|channel| channel.core.as_ref()) {
+            // It is about to be taken away.
+            return core.ends_because(&reason);
+        }
+        if self.channels.contains_key(&relid) || self.refused.iter().any(|refused| refused.relid == relid) {
             self.reasons.insert(relid, reason);
         }
     }

@@ -9,6 +9,12 @@ use crate::event::Event;
 
 impl Partition {
     pub(super) fn act(&mut self) {
+        self.act_on_all();
+        // What the state machine did not go on with is gone.
+        self.admitted.clear();
+    }
+
+    fn act_on_all(&mut self) {
         while let Some(action) = self.server.poll_action() {
             self.pacing.did(1);
             match action {

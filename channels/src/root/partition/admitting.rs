@@ -31,6 +31,8 @@ impl Partition {
                         | Command::Withdraw(_)
                         | Command::AskAgain
                         | Command::Answered(_)
+                        | Command::Review(_)
+                        | Command::EndChannel { .. }
                         | Command::OfferSubchannels { .. }
                         | Command::Overdue { .. }
                         | Command::Ended { .. },
@@ -58,10 +60,11 @@ impl Partition {
     }
 
     /// Sets the quotas that policy gives this partition.
-    fn limit_quotas(&mut self, limits: &Limits) {
-        if let Some(limits) = limits.quotas {
-            let mut quotas = self.quotas;
-            limits.apply(&mut quotas);
+    pub(super) fn limit_quotas(&mut self, limits: &Limits) {
+        if self.policy_quotas != limits.quotas {
+            self.policy_quotas = limits.quotas;
+            let mut quotas = self.root.quotas;
+            limits.quotas.unwrap_or_default().apply(&mut quotas);
             self.limit(quotas);
         }
     }

@@ -6,12 +6,13 @@ use vmbus_core::server::{self, Answer, AskId, DeviceKey, ServerInput};
 use vmbus_core::status::Status;
 use vmbus_partition::RefusedWhat;
 
+use super::super::claims::Claim;
 use super::sharing::List;
 use super::{Command, Partition};
 use crate::channel::Admit;
 use crate::error::Refusal;
 use crate::event::Event;
-use crate::policy::{AskedDevice, Begun, Question, Reason, Verdict};
+use crate::policy::{AskedDevice, Begun, Limits, Question, Reason, Verdict};
 use crate::transfer::TransferMode;
 
 /// Faults, refusals and crashes of one partition that are reported one by one; beyond, ever more rarely: a guest can
@@ -23,11 +24,19 @@ pub(in crate::root) type Then = Box<dyn FnOnce(&mut Partition, Verdict) + Send>;
 
 /// An answer that took its time.
 pub(in crate::root) struct Answered {
-    question: Question,
-    then: Then,
-    verdict: Verdict,
+    pub(super) question: Question,
+    pub(super) then: Then,
+    pub(super) verdict: Verdict,
     /// Whose answer it is.
-    generation: u64,
+    pub(super) generation: u64,
+}
+
+/// What policy said about an open that is about to happen.
+pub(super) struct Admission {
+    pub(super) limits: Limits,
+    pub(super) claim: Claim,
+    /// Others had the device open.
+    pub(super) joined: bool,
 }
 
 impl Partition {
@@ -83,23 +92,72 @@ impl Partition {
         let Some(question) = self.spell_out(asked) else {
             return self.server.handle(ServerInput::Decided { id, answer: Answer::Deny(Status::FAILURE) });
         };
-        if let (server::Question::Share { relid, .. }, Question::Share { bytes, .. }) = (asked, &question) {
-            self.shares.add(List::Asked(id), *relid, *bytes);
-        }
         let described = question.to_string();
-        self.ask(question, move |partition, verdict| {
-            partition.shares.remove(List::Asked(id));
-            let answer = match verdict {
-                Ok(_limits) => Answer::Allow,
-                Err(refusal) => {
-                    // A guest that may try a lower version is not turned away.
-                    if what != RefusedWhat::Attach || refusal.status != Status::REVISION_MISMATCH {
-                        partition.refuse(what, described, &refusal);
-                    }
-                    Answer::Deny(refusal.status)
+        match *asked {
+            server::Question::Version { .. } => self.ask(question, move |partition, verdict| {
+                partition.decided(id, what, described, verdict.map(drop));
+            }),
+            server::Question::Offer { device } => self.ask(question, move |partition, verdict| {
+                if let Some(offered) = partition.offered.get_mut(&device) {
+                    offered.denied = verdict.is_err();
                 }
-            };
-            partition.server.handle(ServerInput::Decided { id, answer });
+                partition.decided(id, what, described, verdict.map(drop));
+            }),
+            server::Question::Share { relid, pages, .. } => {
+                self.shares.add(List::Asked(id), relid, bytes(pages));
+                self.ask(question, move |partition, verdict| {
+                    partition.shares.remove(List::Asked(id));
+                    partition.decided(id, what, described, verdict.map(drop));
+                });
+            }
+            server::Question::Open { device, .. } => {
+                self.ask_to_open(device, question, move |partition, verdict| {
+                    let verdict = verdict.map(|admission| _ = partition.admitted.insert(device, admission));
+                    partition.decided(id, what, described, verdict);
+                })
+            }
+        }
+    }
+
+    /// Hands an answer to the protocol's state machine, and a refusal's reason to the guest.
+    fn decided(&mut self, id: AskId, what: RefusedWhat, described: String, verdict: Result<(), Refusal>) {
+        let answer = match verdict {
+            Ok(()) => Answer::Allow,
+            Err(refusal) => {
+                // A guest that may try a lower version is not turned away.
+                if what != RefusedWhat::Attach || refusal.status != Status::REVISION_MISMATCH {
+                    self.refuse(what, described, &refusal);
+                }
+                Answer::Deny(refusal.status)
+            }
+        };
+        self.server.handle(ServerInput::Decided { id, answer });
+    }
+
+    /// Asks about an open, and then about sharing the device with those who have it open already.
+    fn ask_to_open(
+        &mut self,
+        key: DeviceKey,
+        question: Question,
+        then: impl FnOnce(&mut Self, Result<Admission, Refusal>) + Send + 'static,
+    ) {
+        let (Some(offered), Some(device)) = (self.offered.get(&key), self.asked_device(key)) else {
+            return then(self, Err(Refusal::new("the device is gone")));
+        };
+        let claim = self.root.claims.claim(offered.id, self.client.id, &self.client.name);
+        self.ask(question, move |partition, verdict| {
+            let with = claim.others();
+            match verdict {
+                Ok(limits) if with.is_empty() => {
+                    then(partition, Ok(Admission { limits, claim, joined: false }));
+                }
+                Ok(limits) => partition.ask(Question::Join { device, with }, move |partition, verdict| {
+                    let admission =
+                        verdict.map(|more| Admission { limits: limits.stricter(more), claim, joined: true });
+                    then(partition, admission);
+                }),
+                Err(refusal) => then(partition, Err(refusal)),
+            }
         });
     }
 

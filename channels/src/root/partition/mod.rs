@@ -10,6 +10,7 @@ mod interrupts;
 mod offering;
 mod opening;
 mod pacing;
+mod reviewing;
 mod sharing;
 mod subchannels;
 mod usage;
@@ -24,12 +25,14 @@ use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
 use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, Watched, reactor};
 
-use self::deciding::Answered;
+use self::deciding::{Admission, Answered};
 use self::pacing::{After, Found, Pacing};
+use self::reviewing::Review;
 use self::sharing::Shares;
 use self::subchannels::Subchannel;
 use self::usage::Gauges;
 use super::Inner;
+use super::claims::Claim;
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use crate::areas::{self, Areas};
@@ -37,7 +40,7 @@ use crate::channel::{Admit, Core, Writes};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::interrupt_page::InterruptPage;
-use crate::policy::Who;
+use crate::policy::{Limits, QuotaLimits, Revoke, Who};
 use crate::provider::Client;
 use crate::quotas::Quotas;
 use crate::sources;
@@ -80,6 +83,13 @@ pub(super) enum Command {
     },
     /// The policy agent has answered.
     Answered(Box<Answered>),
+    /// Another policy agent decides, or what this speaks of was revoked or reinstated.
+    Review(Option<Revoke>),
+    /// This channel is to end.
+    EndChannel {
+        relid: u32,
+        refusal: Refusal,
+    },
     Status(oneshot::Sender<PartitionStatus>),
     Detach,
 }
@@ -122,6 +132,11 @@ pub(super) struct Partition {
     asking: JoinSet<()>,
     /// Questions whose answers were not taken from the inbox yet.
     unanswered: usize,
+    /// Opens that policy has allowed, until the state machine goes on with them, which is at once or never.
+    admitted: HashMap<DeviceKey, Admission>,
+    review: Review,
+    /// What policy said about quotas.
+    policy_quotas: Option<QuotaLimits>,
     /// Gifts that policy decides about: how many, and their bytes.
     gifts_asked: (usize, u64),
     commands: mpsc::UnboundedSender<Command>,
@@ -133,6 +148,10 @@ struct Offered {
     id: u64,
     area: u32,
     withdrawn: bool,
+    /// It is on its way back, after which it is offered anew unless it was withdrawn.
+    rescinded: bool,
+    /// Policy does not let the partition see it.
+    denied: bool,
     /// `None` for primary channels.
     subchannel: Option<Subchannel>,
 }
@@ -144,6 +163,11 @@ struct OpenChannel {
     open: u64,
     flag: u16,
     connection_id: u32,
+    /// What policy allows.
+    limits: Limits,
+    claim: Option<Claim>,
+    /// Others had the device open when it was opened.
+    joined: bool,
     /// Of both rings.
     ring_bytes: u64,
     /// The server wants to know when the session is over.
@@ -189,6 +213,9 @@ impl Partition {
             shares: Shares::default(),
             asking: JoinSet::new(),
             unanswered: 0,
+            admitted: HashMap::new(),
+            review: Review::default(),
+            policy_quotas: None,
             gifts_asked: (0, 0),
             root,
             end,
@@ -371,6 +398,10 @@ impl Partition {
             Command::Limit(quotas) => self.limit(*quotas),
             Command::Answered(answered) => self.answered(*answered),
             Command::Overdue { relid } => self.overdue(relid),
+            Command::Review(only) => self.review(only.as_ref()),
+            Command::EndChannel { relid, refusal } => {
+                self.end_channel(relid, format!("channel {relid}"), &refusal);
+            }
             Command::Ended { relid, device, result } => self.ended(relid, device, result),
             Command::OfferSubchannels { relid, open, count, admit, reply } => {
                 self.ask_for_subchannels(relid, open, count, admit, reply);

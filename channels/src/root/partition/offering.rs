@@ -39,7 +39,7 @@ impl Partition {
             && !offered.withdrawn
         {
             offered.withdrawn = true;
-            self.server.handle(ServerInput::Rescind { device: key });
+            self.rescind(key);
         }
     }
 
@@ -53,7 +53,10 @@ impl Partition {
     pub(super) fn offer(&mut self, key: DeviceKey, id: u64, device: Device) {
         let area = self.areas.take();
         let params = device.params(area);
-        self.offered.insert(key, Offered { device, id, area, withdrawn: false, subchannel: None });
+        self.offered.insert(
+            key,
+            Offered { device, id, area, withdrawn: false, rescinded: false, denied: false, subchannel: None },
+        );
         self.server.handle(ServerInput::Offer { device: key, offer: params });
     }
 

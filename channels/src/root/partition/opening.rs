@@ -9,11 +9,13 @@ use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::RefusedWhat;
 use vmbus_ringbuf::RingMemory;
 
+use super::deciding::Admission;
 use super::{Command, OpenChannel, Partition};
 use crate::areas;
 use crate::channel::{Channel, Core, Limits, Side};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
+use crate::policy;
 use crate::provider::{OpenRequest, Served};
 use crate::quotas::count;
 
@@ -74,6 +76,13 @@ impl Partition {
         }
         core.set_spin(self.root.spin);
         core.set_storms(&self.pacing.channels);
+        let (limits, claim, joined) = match self.admitted.remove(&key) {
+            Some(Admission { limits, claim, joined }) => (limits, Some(claim), joined),
+            None => Default::default(),
+        };
+        if limits != policy::Limits::default() {
+            core.limit_incoming(&limits, self.root.policy.now(), self.root.spin);
+        }
 
         self.opens += 1;
         let mut channel = Channel::new(Arc::clone(&core), None);
@@ -102,6 +111,9 @@ impl Partition {
                 open: self.opens,
                 flag,
                 connection_id,
+                limits,
+                claim,
+                joined,
                 ring_bytes,
                 closing: false,
                 ended: false,
@@ -184,14 +196,8 @@ impl Partition {
             self.forget(relid);
             self.server.handle(ServerInput::Closed { relid });
         } else {
-            // The device left on its own: the guest is told, and may have it again afterwards; a sub-channel if the
-            // session of the primary asks for it again.
-            if let Some(offered) =
-                self.offered.get_mut(&device).filter(|offered| offered.subchannel.is_some())
-            {
-                offered.withdrawn = true;
-            }
-            self.server.handle(ServerInput::Rescind { device });
+            // The device left on its own: the guest is told, and may have it again afterwards.
+            self.rescind(device);
         }
     }
 }

@@ -80,7 +80,10 @@ impl Partition {
         let params =
             OfferParams { subchannel_index: subchannel.index, primary: Some(primary), ..device.params(area) };
         let subchannel = Some(subchannel);
-        self.offered.insert(key, Offered { device, id, area, withdrawn: false, subchannel });
+        self.offered.insert(
+            key,
+            Offered { device, id, area, withdrawn: false, rescinded: false, denied: false, subchannel },
+        );
         self.server.handle(ServerInput::Offer { device: key, offer: params });
     }
 
