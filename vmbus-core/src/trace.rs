@@ -144,12 +144,16 @@ thread_local! {
     static SEEN: RefCell<Option<BTreeSet<Item>>> = const { RefCell::new(None) };
 }
 
-/// Runs `act` and returns what servers and clients did on this thread meanwhile. Not to be nested.
+/// Runs `act` and returns what servers and clients did on this thread meanwhile. Whoever records already sees it too.
 pub fn record<R>(act: impl FnOnce() -> R) -> (R, BTreeSet<Item>) {
-    SEEN.with_borrow_mut(|seen| *seen = Some(BTreeSet::new()));
+    let mut outer = SEEN.replace(Some(BTreeSet::new()));
     let result = act();
-    let seen = SEEN.with_borrow_mut(Option::take);
-    (result, seen.unwrap_or_default())
+    let seen = SEEN.take().unwrap_or_default();
+    if let Some(outer) = &mut outer {
+        outer.extend(&seen);
+    }
+    SEEN.set(outer);
+    (result, seen)
 }
 
 /// Whether somebody looks.

@@ -210,6 +210,10 @@ pub(super) struct Channels {
 }
 
 impl Channels {
+    pub(super) fn len(&self) -> usize {
+        self.by_relid.len()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Channel> {
         self.by_relid.values()
     }

@@ -37,6 +37,10 @@ pub(super) struct Gpadls {
 }
 
 impl Gpadls {
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     pub(super) fn is_created(&self, relid: u32, gpadl: u32) -> bool {
         matches!(self.by_name.get(&gpadl), Some((owner, State::Created)) if *owner == relid)
     }

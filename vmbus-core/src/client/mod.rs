@@ -36,6 +36,19 @@ use gpadl::Gpadls;
 use policy::Questions;
 use watch::Watch;
 
+/// What a client holds. All zero once a connection has ended, but for channels that are left open-reserved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Channels that were offered and not released.
+    pub channels: usize,
+    /// Page lists, from [`Client::create_gpadl`] until nobody but us uses their pages.
+    pub gpadls: usize,
+    /// Questions that our policy has not answered.
+    pub questions: usize,
+    /// Messages that are not posted before a pause ends.
+    pub held: usize,
+}
+
 /// What is to be done, or has happened.
 #[derive(Clone, Debug)]
 pub enum ClientAction {
@@ -162,6 +175,16 @@ impl Client {
     /// The channels that were offered and not released, in order of their ids.
     pub fn channels(&self) -> impl Iterator<Item = ChannelInfo> {
         self.channels.iter().map(|channel| channel.info())
+    }
+
+    /// What we hold for this host at present.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            channels: self.channels.len(),
+            gpadls: self.gpadls.len(),
+            questions: self.questions.len(),
+            held: self.held(),
+        }
     }
 
     /// Takes a message that the host sent, in private memory.

@@ -43,6 +43,17 @@ impl Client {
         }
     }
 
+    /// Number of messages that wait for the end of a pause.
+    pub(super) fn held(&self) -> usize {
+        match &self.connection {
+            State::Connected { held, .. } => held.posts.len(),
+            State::Disconnected
+            | State::Asking { .. }
+            | State::Contacting { .. }
+            | State::Unloading { .. } => 0,
+        }
+    }
+
     /// Whether the host cannot know yet that we gave this channel id back.
     pub(super) fn holds_release_of(&self, relid: u32) -> bool {
         matches!(&self.connection, State::Connected { held, .. } if held.released.contains(&relid))

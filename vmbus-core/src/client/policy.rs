@@ -79,6 +79,10 @@ impl Questions {
         Some(subject)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub(super) fn initial_offers(&self) -> usize {
         self.initial_offers
     }

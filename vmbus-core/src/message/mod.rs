@@ -13,7 +13,7 @@ use core::ops::Deref;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{FeatureFlags, Version};
+use crate::{FeatureFlags, Guid, Version};
 
 pub use layouts::*;
 pub use user_defined::{HvsockOffer, PipeMode, UserDefined};
@@ -222,7 +222,37 @@ impl<'a> Message<'a> {
         if len < minimum {
             return Err(MessageError::TooShort { number, len, minimum });
         }
-        Ok(message)
+        Ok(message.without_cut_fields(len, negotiated.map(|(version, _)| version)))
+    }
+
+    /// The message without those fields of its longer form that are missing or cut off: which form it is is decided by
+    /// its length alone.
+    fn without_cut_fields(mut self, len: usize, version: Option<Version>) -> Self {
+        match &mut self {
+            Self::OfferChannel(offer) if len < 196 => {
+                (offer.is_dedicated, offer.connection_id) = Default::default();
+            }
+            Self::OpenChannel(open) if len < 156 => {
+                (open.connection_id, open.event_flag, open.flags) = Default::default();
+            }
+            Self::InitiateContact(contact) if len < 56 => contact.client_id = Guid::ZERO,
+            Self::VersionResponse(response) if len < 40 => {
+                (response.parent_to_child_monitor, response.child_to_parent_monitor) = Default::default();
+                if len < 20 {
+                    response.features = Default::default();
+                }
+                if len < 16 {
+                    response.version_or_connection_id = Default::default();
+                }
+            }
+            Self::TlConnectRequest(request)
+                if len < 56 || version.is_some_and(|version| version < Version::Win10Rs5) =>
+            {
+                request.silo_id = Guid::ZERO;
+            }
+            _ => {}
+        }
+        self
     }
 
     /// The payload in the form that `version` and `features` prescribe.

@@ -35,6 +35,21 @@ impl Guest {
         guest
     }
 
+    /// Of this version.
+    pub(crate) fn connected_with(version: Version) -> Self {
+        let mut guest = Self { client: Client::new(ClientConfig::default()), version };
+        guest.client.connect(version..=version).unwrap();
+        let connection_id = U32::new(4);
+        guest.hear(VersionResponse {
+            supported: 1,
+            version_or_connection_id: connection_id,
+            ..Default::default()
+        });
+        guest.client.request_offers().unwrap();
+        guest.lines();
+        guest
+    }
+
     /// Channel 1 is offered.
     fn offered() -> Self {
         let mut guest = Self::connected(Policy::AllowAll);
@@ -51,7 +66,7 @@ impl Guest {
         guest
     }
 
-    fn opened() -> Self {
+    pub(crate) fn opened() -> Self {
         let mut guest = Self::shared();
         assert_eq!(guest.client.open(1, open_request(1)), Ok(1));
         assert_eq!(guest.lines(), ["OPENCHANNEL"]);

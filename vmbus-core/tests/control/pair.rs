@@ -182,6 +182,8 @@ pub(crate) struct Pair {
     to_root: VecDeque<(u32, Payload)>,
     to_guest: VecDeque<Payload>,
     pub(crate) owed: Vec<Owed>,
+    /// Messages that the guest has posted: connection and number.
+    pub(crate) posted: Vec<(u32, u32)>,
     /// What the guest was told since the last look.
     pub(crate) events: Vec<ClientAction>,
     /// What the root was told since the last look.
@@ -192,6 +194,8 @@ pub(crate) struct Pair {
     pub(crate) withdrawn: BTreeSet<u64>,
     /// One in this many opens and questions is refused; 0 for none.
     pub(crate) refuse_one_in: usize,
+    /// The host knows that it offers more than the guest may have.
+    pub(crate) over_quota: bool,
 }
 
 impl Pair {
@@ -206,11 +210,13 @@ impl Pair {
             to_root: VecDeque::new(),
             to_guest: VecDeque::new(),
             owed: Vec::new(),
+            posted: Vec::new(),
             events: Vec::new(),
             actions: Vec::new(),
             missing: Vec::new(),
             withdrawn: BTreeSet::new(),
             refuse_one_in: 0,
+            over_quota: false,
         }
     }
 
@@ -266,6 +272,11 @@ impl Pair {
     /// Takes the actions of both ends.
     pub(crate) fn collect(&mut self) {
         while let Some(action) = self.server.poll_action() {
+            if let ServerAction::Fault(Fault::OverQuota { quota: Quota::Channels, .. }) = action
+                && self.over_quota
+            {
+                continue;
+            }
             self.books.server_acts(&action);
             match &action {
                 ServerAction::Send { payload, .. } => self.to_guest.push_back(*payload),
@@ -294,6 +305,8 @@ impl Pair {
             self.books.client_acts(&action);
             match action {
                 ClientAction::Post { connection_id, payload } => {
+                    let number = u32::from_le_bytes(payload[..4].try_into().unwrap());
+                    self.posted.push((connection_id, number));
                     if self.missing.contains(&connection_id) {
                         self.client.connection_refused(connection_id);
                     } else {
