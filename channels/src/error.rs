@@ -40,6 +40,28 @@ pub enum Error {
     /// Two devices with the same instance GUID.
     #[error("a device with instance {0} is already offered")]
     InstanceTaken(Guid),
+    /// Somebody listens for this service already.
+    #[error("somebody listens for service {0} already")]
+    ServiceTaken(Guid),
+    /// What should name a service does not.
+    #[error("`{0}` is no service: expected a vsock port number or a GUID")]
+    NotAService(String),
+    /// No partition has this number.
+    #[error("no partition {0} is attached")]
+    NoPartition(u32),
+    /// The protocol version that was agreed has no such thing.
+    #[error("{what} need protocol version {needs}, and {agreed} was agreed")]
+    TooOld {
+        /// What.
+        what: &'static str,
+        /// The first version that has it.
+        needs: vmbus_core::Version,
+        /// The version in use.
+        agreed: vmbus_core::Version,
+    },
+    /// The other end did not answer in time.
+    #[error("{0} did not come in time")]
+    TimedOut(&'static str),
     /// The device was withdrawn while it was being opened.
     #[error("the device was withdrawn")]
     Rescinded,

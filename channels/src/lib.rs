@@ -16,6 +16,7 @@ mod channel;
 mod error;
 mod event;
 mod guest;
+pub mod hvsock;
 mod interrupt_page;
 mod offer;
 mod pace;
@@ -39,6 +40,7 @@ pub use channel::{BlockingChannel, Channel, Completions, Pending, Reply, Request
 pub use error::{ChannelError, Error, Refusal};
 pub use event::Event;
 pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions};
+pub use hvsock::{HvLimits, HvListener, HvPeer, HvStream};
 pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
 pub use policy::{AllowAll, DenyAll, PolicyAgent};

@@ -24,6 +24,7 @@ pub struct Offer {
     pub(crate) user_defined: UserDefined,
     pub(crate) completion_room: usize,
     pub(crate) requests: usize,
+    more_flags: OfferFlags,
 }
 
 impl Offer {
@@ -37,6 +38,7 @@ impl Offer {
             user_defined: UserDefined::default(),
             completion_room: 128,
             requests: 1024,
+            more_flags: OfferFlags::empty(),
         }
     }
 
@@ -75,13 +77,20 @@ impl Offer {
         self
     }
 
+    /// Flags beside those that the framing says.
+    pub(crate) fn more_flags(mut self, flags: OfferFlags) -> Self {
+        self.more_flags = flags;
+        self
+    }
+
     pub(crate) fn flags(&self) -> OfferFlags {
-        match self.framing {
+        let framing = match self.framing {
             Framing::Packets => OfferFlags::ENUMERATE_DEVICE_INTERFACE,
             Framing::ByteStream | Framing::Messages => {
                 OfferFlags::ENUMERATE_DEVICE_INTERFACE | OfferFlags::NAMED_PIPE_MODE
             }
-        }
+        };
+        framing | self.more_flags
     }
 
     /// The user-defined bytes with the pipe mode in front, if there is one.

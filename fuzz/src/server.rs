@@ -335,6 +335,7 @@ impl Host {
                 let open = self.opens.get(&relid).map(|open| (open.0, open.1));
                 assert_eq!(open, Some((device, Opened::Open)));
             }
+            ServerAction::Declined { device } => assert!(self.offered.contains_key(&device)),
             ServerAction::Released { device } => {
                 assert_eq!(self.offered.remove(&device), Some(true), "only a rescinded device is released");
                 assert!(self.opens.values().all(|open| open.0 != device));

@@ -2,8 +2,10 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+
+use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::control_link::lock;
 use crate::frame::{GuestFrame, MAX_MESSAGE, RootFrame};
@@ -180,6 +182,10 @@ impl RootEnd for BaseRoot {
 
     fn peer_process(&self) -> Option<BorrowedFd<'_>> {
         self.peer.as_deref().map(AsFd::as_fd)
+    }
+
+    fn hang_up(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     fn receive(&self) -> Result<Option<FromGuest>, LinkError> {

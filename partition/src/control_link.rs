@@ -1,10 +1,11 @@
 //! What both ends of a control area do, whether a socket or a queue in this process carries the rest.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::sys::socket::{Shutdown, shutdown};
 use zerocopy::little_endian::{U16, U32};
 
 use crate::area::{self, FLAGS, MESSAGE_FLAG};
@@ -328,9 +329,18 @@ impl<I: Event, O: Event> ControlLink<I, O> {
     }
 }
 
-impl<I, O> Drop for ControlLink<I, O> {
-    fn drop(&mut self) {
-        let state = self.outgoing.get_mut().unwrap_or_else(PoisonError::into_inner);
+impl<I, O> ControlLink<I, O> {
+    /// Ends the link for both ends.
+    pub(crate) fn hang_up(&self) {
+        if let Some(socket) = &self.socket {
+            // One that is closed already needs no more.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+        }
+        self.close_wire();
+    }
+
+    fn close_wire(&self) {
+        let state = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
         match &state.wire {
             // The peer sees the socket close.
             WireOut::Socket(_) => {}
@@ -347,6 +357,12 @@ impl<I, O> Drop for ControlLink<I, O> {
                 }
             }
         }
+    }
+}
+
+impl<I, O> Drop for ControlLink<I, O> {
+    fn drop(&mut self) {
+        self.close_wire();
     }
 }
 

@@ -174,6 +174,10 @@ impl GuestEnd for ControlGuest {
         self.peer.as_deref().map(AsFd::as_fd)
     }
 
+    fn hang_up(&self) {
+        self.link.hang_up();
+    }
+
     fn receive(&self) -> Result<Option<FromRoot>, LinkError> {
         match self.link.receive()? {
             None => Ok(None),

@@ -306,6 +306,8 @@ pub trait RootEnd: Send + Sync {
             Watched::Bell(worker) => self.worker_bell(worker),
         })
     }
+    /// Ends the link: the other end finds it hung up, whoever still holds this one.
+    fn hang_up(&self);
 
     /// The next thing the partition says, from socket and control area alike. Never waits.
     ///
@@ -436,6 +438,8 @@ pub trait GuestEnd: Send + Sync {
             Watched::Bell(vp) => self.vp_bell(vp),
         })
     }
+    /// Ends the link: the other end finds it hung up, whoever still holds this one.
+    fn hang_up(&self);
 
     /// The next thing the root says. Never waits.
     ///

@@ -75,6 +75,10 @@ impl RootEnd for ControlRoot {
         self.peer.as_deref().map(AsFd::as_fd)
     }
 
+    fn hang_up(&self) {
+        self.link.hang_up();
+    }
+
     fn receive(&self) -> Result<Option<FromGuest>, LinkError> {
         match self.link.receive()? {
             None => Ok(None),

@@ -42,6 +42,7 @@ mod packet;
 mod plain;
 mod producer;
 mod signal;
+mod stream;
 
 pub use consumer::{Consumer, Unmasked};
 pub use fault::{OutOfPacket, PushError, RingFault};
@@ -55,3 +56,4 @@ pub use packet::{
 pub use plain::PlainRing;
 pub use producer::{Batch, PayloadWriter, Producer};
 pub use signal::Signal;
+pub use stream::{MAX_STREAM_DATA, StreamFault, StreamReader, end_stream, stream_room, write_stream};

@@ -16,6 +16,7 @@ use super::replies::Replies;
 use super::sending::Outgoing;
 use super::side::Side;
 use super::storms::Storms;
+use super::stream::Stream;
 use super::wait::{Wait, Woken};
 use crate::error::ChannelError;
 
@@ -40,7 +41,8 @@ impl Limits {
     }
 }
 
-/// The shared half of a channel. Locks are taken in the order incoming, outgoing, replies.
+/// The shared half of a channel. Locks are taken in the order incoming, stream, outgoing,
+/// replies.
 pub(crate) struct Core {
     pub(super) side: Arc<Side>,
     pub(super) wait: Wait,
@@ -50,6 +52,8 @@ pub(crate) struct Core {
     /// Bytes that the outgoing ring holds at most.
     pub(super) capacity: usize,
     pub(super) replies: Mutex<Replies>,
+    /// Set if the channel carries a stream of bytes and no requests.
+    pub(super) stream: OnceLock<Mutex<Stream>>,
     /// Futures and threads that sleep on this channel: while there are any, the incoming ring stays unmasked.
     pub(super) parked: AtomicUsize,
     /// Requests of the peer taken and not yet completed or dropped.
@@ -94,6 +98,7 @@ impl Core {
             incoming: Mutex::new(Incoming::new(incoming, grants)?),
             outgoing: Mutex::new(outgoing),
             replies: Mutex::default(),
+            stream: OnceLock::new(),
             parked: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             large_bytes: AtomicUsize::new(0),
@@ -132,6 +137,8 @@ impl Core {
 
     /// Nothing is read or written from here on; everybody who waits is told.
     pub(crate) fn close(&self) {
+        // What came before the end stays readable.
+        let _kept = self.keep_stream();
         // Sequentially consistent as in `request_ended`: either the last request sees this, or `landed` its end.
         self.closed.store(true, Ordering::SeqCst);
         lock(&self.outgoing).shut();
@@ -218,7 +225,7 @@ impl Core {
     }
 
     /// To be read before the look after which one sleeps.
-    pub(super) fn nudges(&self) -> u64 {
+    pub(crate) fn nudges(&self) -> u64 {
         self.nudges.load(Ordering::Acquire)
     }
 

@@ -30,14 +30,14 @@ const LOOKS_BEFORE_PUBLISHING: u32 = 64;
 
 /// The ring from the peer. Whoever holds the lock reads for everybody.
 pub(super) struct Incoming {
-    consumer: Consumer<RingMapping>,
+    pub(super) consumer: Consumer<RingMapping>,
     masked: bool,
     /// Requests that may be taken before completion space must be set aside again.
     grants: usize,
     queued: VecDeque<Request>,
     /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
     memory: Option<Arc<GpaSpace>>,
-    spinner: Spinner,
+    pub(super) spinner: Spinner,
     /// Limits of policy; none for most.
     flow: Option<Box<Flow>>,
 }
@@ -64,7 +64,7 @@ impl Incoming {
         std::mem::take(&mut self.queued)
     }
 
-    fn mask(&mut self) {
+    pub(super) fn mask(&mut self) {
         if !self.masked {
             self.consumer.mask();
             self.masked = true;
@@ -517,7 +517,7 @@ impl Core {
     }
 
     /// The look after which a sleeper may sleep: `true` if there is something to do instead.
-    fn last_look(self: &Arc<Self>, nothing: &Nothing) -> bool {
+    pub(super) fn last_look(self: &Arc<Self>, nothing: &Nothing) -> bool {
         if self.is_closed() {
             return true;
         }
@@ -541,7 +541,7 @@ impl Core {
         }
     }
 
-    fn slept(&self, since: Instant) {
+    pub(super) fn slept(&self, since: Instant) {
         lock(&self.incoming).spinner.slept(since.elapsed());
     }
 }

@@ -19,16 +19,16 @@ use crate::policy::{Limits, WallTime};
 
 /// The ring to the peer.
 pub(super) struct Outgoing {
-    producer: Producer<RingMapping>,
+    pub(super) producer: Producer<RingMapping>,
     /// Bytes that only completions may use.
     reserved: usize,
     /// What the peer was asked to signal.
-    smallest_wish: Option<usize>,
+    pub(super) smallest_wish: Option<usize>,
     /// Somebody waits for room that only our own completions can give back.
     waits_for_reserve: bool,
     /// Limits of policy; none for most.
     flow: Option<Box<Flow>>,
-    open: bool,
+    pub(super) open: bool,
 }
 
 /// The part of a ring, as a divisor, that completions of requests not yet taken may keep from other packets.
@@ -338,7 +338,7 @@ fn packet_bytes(packet: &Packet<'_>, ring: usize) -> Result<usize, ChannelError>
     }
 }
 
-fn refused(error: PushError, len: usize, ring: usize) -> ChannelError {
+pub(super) fn refused(error: PushError, len: usize, ring: usize) -> ChannelError {
     match error {
         PushError::Fault(fault) => fault.into(),
         PushError::Full => ChannelError::Protocol("took back ring space that it had given".into()),

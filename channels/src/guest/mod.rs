@@ -1,5 +1,6 @@
 //! A guest of a bus: a process that attaches to a root, sees devices and opens them.
 
+mod hvsock;
 mod open_options;
 mod policy;
 mod task;
@@ -9,17 +10,18 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use vmbus_core::message::UserDefined;
 use vmbus_core::{Guid, Version};
 use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
 pub use self::open_options::OpenOptions;
 use self::policy::GuestPolicy;
-use self::task::{Command, Task};
+use self::task::{Command, Hvsock, Task};
 use crate::buffer::Buffer;
 use crate::channel::Channel;
 use crate::error::{Error, Refusal};
+use crate::hvsock::{HvLimits, Services};
 use crate::spin::Spin;
 
 /// The sharing domain of memory that only the root sees beside this guest.
@@ -102,6 +104,7 @@ pub struct GuestBuilder {
     spin: Spin,
     ring_pages: usize,
     policy: GuestPolicy,
+    hvsock: HvLimits,
 }
 
 impl GuestBuilder {
@@ -135,6 +138,12 @@ impl GuestBuilder {
         self
     }
 
+    /// Bounds of stream sockets.
+    pub fn hvsock(mut self, limits: HvLimits) -> Self {
+        self.hvsock = limits;
+        self
+    }
+
     /// Attaches to the root that listens at `path` and agrees on a version.
     ///
     /// # Errors
@@ -159,16 +168,29 @@ impl GuestBuilder {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (joined, result) = oneshot::channel();
         let (offers_sender, offers) = watch::channel(Offers::default());
+        let services = Services::new();
         let task = Task::new(
             Arc::clone(&end),
             self.spin,
             self.policy.start(&*end),
             (commands.clone(), inbox),
             offers_sender,
+            Hvsock::new(Arc::clone(&services), &self.hvsock, self.ring_pages),
         );
         tokio::spawn(task.run(self.versions, joined));
         let version = result.await.map_err(|_| Error::Disconnected)??;
-        Ok(Guest { inner: Arc::new(Inner { end, commands, offers, version, ring_pages: self.ring_pages }) })
+        Ok(Guest {
+            inner: Arc::new(Inner {
+                end,
+                commands,
+                offers,
+                version,
+                ring_pages: self.ring_pages,
+                services,
+                hvsock: self.hvsock,
+                connects: Semaphore::new(hvsock::CONNECTS),
+            }),
+        })
     }
 }
 
@@ -184,6 +206,10 @@ struct Inner {
     offers: watch::Receiver<Offers>,
     version: Version,
     ring_pages: usize,
+    services: Arc<Services>,
+    hvsock: HvLimits,
+    /// Turns for connects.
+    connects: Semaphore,
 }
 
 impl Drop for Inner {
@@ -201,6 +227,7 @@ impl Guest {
             spin: Spin::default(),
             ring_pages: 16,
             policy: GuestPolicy::default(),
+            hvsock: HvLimits::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 mod claims;
 mod devices;
 mod greeting;
+mod hvsock;
 mod partition;
 mod status;
 
@@ -29,6 +30,7 @@ use self::partition::{Command, Partition};
 pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
 use crate::error::{Error, Refusal};
 use crate::event::Event;
+use crate::hvsock::{HvLimits, Services};
 use crate::policy::{Asker, AskerSettings, End, PolicyAgent, Revoke, Revoked, WallTime};
 use crate::provider::{Client, Provider};
 use crate::quotas::Quotas;
@@ -54,6 +56,8 @@ pub(crate) struct Inner {
     policy: Arc<Asker>,
     claims: Arc<Claims>,
     devices: Mutex<Devices>,
+    services: Arc<Services>,
+    hvsock: HvLimits,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
     /// Names that belong to whoever attaches at a socket of its own.
@@ -100,6 +104,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct RootBuilder {
     config: ServerConfig,
     quotas: Quotas,
+    hvsock: HvLimits,
     spin: Spin,
     policy: AskerSettings,
 }
@@ -114,6 +119,12 @@ impl RootBuilder {
     /// Bounds of what one guest can make the root hold.
     pub fn quotas(mut self, quotas: Quotas) -> Self {
         self.quotas = quotas;
+        self
+    }
+
+    /// Bounds of stream sockets, for each partition.
+    pub fn hvsock(mut self, limits: HvLimits) -> Self {
+        self.hvsock = limits;
         self
     }
 
@@ -155,6 +166,8 @@ impl RootBuilder {
             policy: Arc::new(asker),
             claims: Arc::default(),
             devices: Mutex::default(),
+            services: Services::new(),
+            hvsock: self.hvsock,
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
             vm_names: Mutex::default(),
@@ -174,6 +187,7 @@ impl Root {
             quotas: Quotas::default(),
             spin: Spin::default(),
             policy: AskerSettings::default(),
+            hvsock: HvLimits::default(),
         }
     }
 
@@ -340,6 +354,8 @@ impl Inner {
         for inbox in partitions.values() {
             let _ = inbox.send(Command::Detach);
         }
+        drop(partitions);
+        self.services.end();
     }
 
     /// A partition that was not to be one is gone.

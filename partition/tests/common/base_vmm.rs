@@ -74,6 +74,10 @@ impl BaseVmm {
 }
 
 impl GuestEnd for BaseVmm {
+    fn hang_up(&self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
     fn info(&self) -> &GuestInfo {
         &self.info
     }

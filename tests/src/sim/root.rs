@@ -74,6 +74,8 @@ impl World {
                     session.vp = vp;
                 }
             }
+            // No connection is offered here.
+            ServerAction::Declined { .. } => {}
             ServerAction::Released { device } => {
                 entered.device_ends(device)?;
                 if self.at(guest).is_some_and(|living| living.link == Some(partition)) {

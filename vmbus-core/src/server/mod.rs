@@ -198,6 +198,11 @@ pub enum ServerAction {
         /// The new virtual processor; `u32::MAX` for none.
         vp: u32,
     },
+    /// The guest released an hvsock channel that was not rescinded: it refuses the connection, if it had not opened it.
+    Declined {
+        /// The device.
+        device: DeviceKey,
+    },
     /// A rescinded device's channel id is free; the key may be forgotten or used again.
     Released {
         /// The device.

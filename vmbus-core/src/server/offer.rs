@@ -242,6 +242,8 @@ impl Server {
     pub(super) fn relid_released(&mut self, relid: u32) {
         let Some(device) = self.visible("RELID_RELEASED", relid) else { return };
         let Some(channel) = self.channels.get_mut(device) else { return };
+        let declined =
+            channel.shown == Shown::Offered && channel.offer.flags.contains(OfferFlags::TLNPI_PROVIDER);
         channel.shown = match (channel.shown, &channel.serving) {
             // A guest that releases a channel unasked does not see the device again during this connection.
             (Shown::Offered, Serving::Idle | Serving::Closing { reopen: None, .. }) => Shown::Hidden,
@@ -258,6 +260,9 @@ impl Server {
         let primary = channel.offer.primary;
         self.withdraw_subchannels(device);
         self.drop_gpadls(device);
+        if declined {
+            self.act(ServerAction::Declined { device });
+        }
         self.settle(device);
         if let Some(primary) = primary {
             self.settle(primary);

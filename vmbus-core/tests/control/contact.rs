@@ -405,6 +405,23 @@ fn an_hvsock_connect_is_refused_or_becomes_an_offer() {
     assert_eq!(root.server.usage().connects, 0);
 }
 
+#[test]
+fn a_guest_refuses_a_connection_by_giving_its_channel_back() {
+    let mut root = root();
+    root.connect(Version::Iron);
+    root.say(RequestOffers {});
+    let flags = OfferFlags::NAMED_PIPE_MODE | OfferFlags::TLNPI_PROVIDER;
+    let offer = OfferParams { flags, ..OfferParams::new(CLASS, CLASS) };
+    root.input(ServerInput::Offer { device: DeviceKey(7), offer });
+    assert_eq!(root.release(1), ["declined 7"]);
+    assert_eq!(
+        root.rescind(7),
+        ["released 7"],
+        "and no message for a channel that it does not know any more"
+    );
+    assert_eq!(root.server.usage(), Usage::default());
+}
+
 crate::coverage::stories! {
     the_answer_has_the_size_of_its_version
     the_answer_names_the_version_before_5_0_and_the_message_connection_from_then_on
@@ -430,4 +447,5 @@ crate::coverage::stories! {
     unload_and_contact_end_a_pause
     monitor_pages_change_while_connected_if_that_is_negotiated
     an_hvsock_connect_is_refused_or_becomes_an_offer
+    a_guest_refuses_a_connection_by_giving_its_channel_back
 }

@@ -94,7 +94,9 @@ impl Siege {
                 self.owed.push(Owed::GpadlReleased(relid, gpadl));
             }
             ServerAction::Released { device } => assert!(self.devices.remove(&device)),
-            ServerAction::Retarget { device, .. } => assert!(self.devices.contains(&device)),
+            ServerAction::Retarget { device, .. } | ServerAction::Declined { device } => {
+                assert!(self.devices.contains(&device));
+            }
             ServerAction::Connect(request) if self.dice.one_in(2) => {
                 self.server.handle(ServerInput::ConnectResult { request, result: Err(Status::SUCCESS) });
             }

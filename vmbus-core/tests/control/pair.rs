@@ -96,6 +96,9 @@ impl Books {
             ServerAction::Retarget { relid, .. } => {
                 assert!(self.serving.contains_key(relid) && !self.closing.contains(relid));
             }
+            ServerAction::Declined { device } => {
+                assert!(self.devices.contains(device), "an unknown device is declined");
+            }
             ServerAction::Released { device } => {
                 assert!(self.devices.remove(device), "release of an unknown device");
                 assert!(!self.lists.values().any(|owner| owner == device), "released with page lists");
@@ -290,6 +293,7 @@ impl Pair {
                 | ServerAction::Reattach { .. }
                 | ServerAction::Retarget { .. }
                 | ServerAction::Released { .. }
+                | ServerAction::Declined { .. }
                 | ServerAction::Connected(_)
                 | ServerAction::MonitorPages(_)
                 | ServerAction::Disconnected

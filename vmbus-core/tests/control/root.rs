@@ -244,6 +244,7 @@ impl Root {
             | ServerAction::Reattach { .. }
             | ServerAction::Retarget { .. }
             | ServerAction::Released { .. }
+            | ServerAction::Declined { .. }
             | ServerAction::MonitorPages(_)
             | ServerAction::Disconnected
             | ServerAction::Connect(_) => {}
@@ -290,6 +291,7 @@ pub(crate) fn describe(action: &ServerAction, version: Version, features: Featur
         ServerAction::ReleaseGpadl { relid, gpadl, .. } => format!("release {relid}/{gpadl}"),
         ServerAction::Reattach { relid, .. } => format!("reattach {relid}"),
         ServerAction::Retarget { relid, vp, .. } => format!("retarget {relid} to {vp}"),
+        ServerAction::Declined { device } => format!("declined {}", device.0),
         ServerAction::Released { device } => format!("released {}", device.0),
         ServerAction::Connected(connection) => format!("connected {}", connection.version),
         ServerAction::MonitorPages(pages) => format!("monitor pages {}", pages.is_some()),

@@ -254,6 +254,7 @@ impl DutifulDevices {
                 | ServerAction::Gpadl { .. }
                 | ServerAction::Retarget { .. }
                 | ServerAction::Released { .. }
+                | ServerAction::Declined { .. }
                 | ServerAction::Connected(_)
                 | ServerAction::MonitorPages(_) => continue,
             };

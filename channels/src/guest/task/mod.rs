@@ -1,6 +1,7 @@
 //! The task of one guest: its link, its protocol state machine, its channels.
 
 mod deciding;
+mod hvsock;
 mod interrupts;
 mod opening;
 
@@ -33,12 +34,15 @@ const COMMANDS_AT_ONCE: usize = 64;
 /// Gifts of the root that may wait for the request that speaks of them.
 const GIFTS: GiftLimits = GiftLimits { count: 64, bytes: 256 << 20 };
 
+pub(super) use self::hvsock::{HvCommand, Hvsock};
+
 pub(super) enum Command {
     Open {
         relid: u32,
         options: Box<OpenOptions>,
         reply: oneshot::Sender<Result<Channel, Error>>,
     },
+    Hvsock(HvCommand),
     /// The last handle of a channel is gone.
     Close {
         relid: u32,
@@ -70,6 +74,7 @@ pub(super) struct Task {
     interrupt_page: Option<(SharedPages, InterruptPage)>,
     gifts: Arc<Gifts>,
     areas: Areas,
+    hvsock: Hvsock,
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
     reasons: HashMap<u32, String>,
@@ -111,6 +116,7 @@ impl Task {
         policy: Option<OwnPolicy>,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
         offers: watch::Sender<Offers>,
+        hvsock: Hvsock,
     ) -> Self {
         let interrupt_page = interrupts::allocate(&*end);
         let config = ClientConfig {
@@ -132,6 +138,7 @@ impl Task {
             by_flag: HashMap::new(),
             gifts: Arc::default(),
             areas: Areas::new(end.info().vps),
+            hvsock,
             refused: Vec::new(),
             reasons: HashMap::new(),
             joined: None,
@@ -166,6 +173,8 @@ impl Task {
                 core.quiesce();
             }
         }
+        // Streams that their users have not dropped hold the end, too.
+        self.end.hang_up();
         if let Some(joined) = self.joined.take() {
             let error = match result {
                 Ok(()) => Error::Disconnected,
@@ -284,6 +293,7 @@ impl Task {
                     let _ = reply.send(Err(error));
                 }
             }
+            Command::Hvsock(command) => self.hvsock_command(command),
             Command::Close { relid, open_id } => self.close(relid, open_id),
             Command::Answered(answered) => self.answered(*answered),
             Command::Leave => return false,
@@ -315,13 +325,13 @@ impl Task {
                 }
                 ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
                 ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
+                ClientAction::ConnectRefused { request, failure } => self.connect_refused(&request, failure),
                 ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),
                 ClientAction::Ask { id, question } => self.decide(id, &question),
                 // Asked for by nobody here.
                 ClientAction::Modified { .. }
                 | ClientAction::ReservedClosed { .. }
                 | ClientAction::MonitorPagesModified(_)
-                | ClientAction::ConnectRefused { .. }
                 | ClientAction::Paused
                 | ClientAction::Unloaded => {}
             }
@@ -331,6 +341,9 @@ impl Task {
 
     fn offered(&mut self, offer: &OfferInfo) {
         self.connections.insert(offer.relid, offer.connection_id);
+        if hvsock::is_connection(offer) {
+            return self.connection_offered(offer);
+        }
         let device = OfferedDevice {
             relid: offer.relid,
             class: offer.class,
@@ -344,6 +357,7 @@ impl Task {
     fn rescinded(&mut self, relid: u32) {
         self.finish(relid, Some(Error::Rescinded));
         self.connections.remove(&relid);
+        self.hvsock.forget(relid);
         self.offers.send_modify(|offers| offers.devices.retain(|device| device.relid != relid));
         let _ = self.client.release(relid);
     }

@@ -21,6 +21,8 @@ use crate::error::{Error, Refusal};
 const REASON_DELAY: Duration = Duration::from_millis(50);
 /// Completions that a guest sends are short, and requests of a host few.
 const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
+/// There are no requests in a stream.
+const STREAM: Limits = Limits { completion_room: 0, requests: 0 };
 
 impl Task {
     pub(super) fn begin_open(
@@ -120,10 +122,15 @@ impl Task {
         let side =
             Arc::new(Side::Guest { end: Arc::clone(&self.end), doorbell, gifts: Arc::clone(&self.gifts) });
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
-        let core = Core::new(side, channel.area, incoming, outgoing, LIMITS)
+        let is_stream = self.hvsock.is_connection(relid);
+        let limits = if is_stream { STREAM } else { LIMITS };
+        let core = Core::new(side, channel.area, incoming, outgoing, limits)
             .map_err(|fault| Error::Channel(fault.into()))?;
         if channel.area == areas::SHARED {
             self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&core));
+        }
+        if is_stream {
+            core.carry_stream();
         }
         core.set_spin(self.spin);
         let own = std::mem::take(&mut channel.limits);

@@ -41,6 +41,7 @@ impl Partition {
                         channel.core.retarget(vp);
                     }
                 }
+                ServerAction::Declined { device } => self.declined(device),
                 ServerAction::Released { device } => self.released(device),
                 ServerAction::Connected(connection) => {
                     self.map_interrupt_page(&connection);
@@ -50,11 +51,11 @@ impl Partition {
                 ServerAction::MonitorPages(_) => {}
                 ServerAction::Disconnected => {
                     self.interrupt_page = None;
+                    self.drop_connects();
                     self.root.tell(Event::Disconnected { client: self.client.clone() });
                 }
                 ServerAction::Connect(request) => {
-                    let result = Err(vmbus_core::status::Status::CONNECTION_REFUSED);
-                    self.server.handle(ServerInput::ConnectResult { request, result });
+                    self.connect(request);
                 }
                 ServerAction::Fault(fault) => {
                     self.pacing.fault(&fault);

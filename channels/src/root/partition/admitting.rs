@@ -23,7 +23,9 @@ impl Partition {
                 biased;
                 verdict = &mut asking => break verdict,
                 command = self.inbox.recv() => match command {
-                    Some(command @ (Command::Status(_) | Command::Limit(_))) => _ = self.command(command),
+                    Some(command @ (Command::Status(_) | Command::Limit(_) | Command::Hvsock(_))) => {
+                        _ = self.command(command);
+                    }
                     Some(Command::Detach) | None => return Err("detached".into()),
                     // Nothing is offered yet: what there is then it will see.
                     Some(

@@ -6,6 +6,7 @@ mod actions;
 mod admitting;
 mod deciding;
 mod giving;
+mod hvsock;
 mod interrupts;
 mod offering;
 mod opening;
@@ -26,6 +27,8 @@ use vmbus_core::synic::EVENT_CONNECTION;
 use vmbus_partition::{FromGuest, LinkError, RootEnd, Watched, reactor};
 
 use self::deciding::{Admission, Answered};
+pub(super) use self::hvsock::HvCommand;
+use self::hvsock::Hvsock;
 use self::pacing::{After, Found, Pacing};
 use self::reviewing::Review;
 use self::sharing::Shares;
@@ -91,6 +94,7 @@ pub(super) enum Command {
         refusal: Refusal,
     },
     Status(oneshot::Sender<PartitionStatus>),
+    Hvsock(HvCommand),
     Detach,
 }
 
@@ -116,6 +120,7 @@ pub(super) struct Partition {
     /// Opens so far.
     opens: u64,
     areas: Areas,
+    hvsock: Hvsock,
     writes: Arc<Writes>,
     /// Memory that the partition gave and no channel fetched.
     gifts: Arc<Gifts>,
@@ -205,6 +210,7 @@ impl Partition {
             interrupt_page: None,
             opens: 0,
             areas: Areas::new(end.info().workers),
+            hvsock: Hvsock::new(&root.hvsock),
             writes: Writes::new(&end),
             gifts: Arc::default(),
             undelivered: None,
@@ -242,6 +248,8 @@ impl Partition {
         self.server.handle(ServerInput::Reset);
         self.act();
         self.wait_for_sessions().await;
+        // Streams that their users have not dropped hold the end, too.
+        self.end.hang_up();
         for offered in self.offered.values().filter(|offered| offered.subchannel.is_none()) {
             offered.device.provider.left(&self.client);
         }
@@ -407,6 +415,7 @@ impl Partition {
                 self.ask_for_subchannels(relid, open, count, admit, reply);
             }
             Command::Status(reply) => _ = reply.send(self.status()),
+            Command::Hvsock(command) => self.hvsock_command(command),
             Command::Detach => return true,
         }
         false

@@ -10,6 +10,7 @@ use vmbus_partition::RefusedWhat;
 use vmbus_ringbuf::RingMemory;
 
 use super::deciding::Admission;
+use super::hvsock::is_connection;
 use super::{Command, OpenChannel, Partition};
 use crate::areas;
 use crate::channel::{Channel, Core, Limits, Side};
@@ -21,11 +22,13 @@ use crate::quotas::count;
 
 impl Partition {
     pub(super) fn open_channel(&mut self, relid: u32, device: DeviceKey, open: &Open) {
-        let result = self.try_open(relid, device, open).map_err(|refusal| {
-            self.refuse(RefusedWhat::Open(relid), format!("opening channel {relid}"), &refusal);
-            refusal.status
-        });
-        self.server.handle(ServerInput::Opened { relid, result });
+        let result = self.try_open(relid, device, open);
+        if let Err(refusal) = &result {
+            self.refuse(RefusedWhat::Open(relid), format!("opening channel {relid}"), refusal);
+        }
+        let told = result.clone().map_err(|refusal| refusal.status);
+        self.server.handle(ServerInput::Opened { relid, result: told });
+        self.connection_opened(device, result);
     }
 
     pub(super) fn try_open(&mut self, relid: u32, key: DeviceKey, open: &Open) -> Result<(), Refusal> {
@@ -195,7 +198,10 @@ impl Partition {
         if asked_for {
             self.forget(relid);
             self.server.handle(ServerInput::Closed { relid });
-        } else {
+        }
+        if is_connection(device) {
+            self.withdraw_connection(device);
+        } else if !asked_for {
             // The device left on its own: the guest is told, and may have it again afterwards.
             self.rescind(device);
         }
