@@ -259,8 +259,12 @@ impl World {
         let (link, memory) = (before.link, before.memory);
         place.guest = Some(Guest { link, memory, ..Guest::new(&place.setup, life) });
         let Some(entered) = link.and_then(|link| self.partitions.get_mut(&link)) else {
-            // The root is dead and the guest does not know.
-            self.queue.push(self.now + 1, Event::RootDied { guest, life });
+            // The root is dead and the guest does not know, or was never there.
+            if let Some(partition) = link {
+                self.queue.push(self.now + 1, Event::RootDied { guest, life, partition });
+            } else if self.root_lives {
+                self.queue.push(self.now + 1, Event::Attach { guest, life });
+            }
             return Ok(true);
         };
         // Message slots are empty after a reset.
@@ -275,8 +279,11 @@ impl World {
     }
 
     /// The guest learns that its root is dead: all ends, and it joins the next one.
-    pub(super) fn root_died(&mut self, guest: usize, life: u32) -> Held {
+    pub(super) fn root_died(&mut self, guest: usize, life: u32, partition: u32) -> Held {
         let Some(living) = self.living(guest, life) else { return Ok(()) };
+        if living.link != Some(partition) {
+            return Ok(());
+        }
         living.link = None;
         living.outbox.clear();
         living.client.reset();

@@ -75,7 +75,7 @@ pub(super) enum Event {
     GuestWork { guest: usize, life: u32, line: u64 },
     Release { guest: usize, life: u32, relid: u32 },
     GuestDied { partition: u32 },
-    RootDied { guest: usize, life: u32 },
+    RootDied { guest: usize, life: u32, partition: u32 },
 }
 
 /// One guest's place.
@@ -206,7 +206,7 @@ impl World {
             Event::GuestWork { guest, life, line } => self.guest_works(guest, life, line),
             Event::Release { guest, life, relid } => self.release(guest, life, relid),
             Event::GuestDied { partition } => self.guest_died(partition),
-            Event::RootDied { guest, life } => self.root_died(guest, life),
+            Event::RootDied { guest, life, partition } => self.root_died(guest, life, partition),
         }
     }
 
@@ -292,8 +292,8 @@ impl World {
         }
         for guest in 0..self.places.len() {
             let life = self.places[guest].life;
-            if self.living(guest, life).is_some_and(|guest| guest.link.is_some()) {
-                self.send(guest, Lane::HangUp, |_| Event::RootDied { guest, life });
+            if let Some(partition) = self.living(guest, life).and_then(|guest| guest.link) {
+                self.send(guest, Lane::HangUp, |_| Event::RootDied { guest, life, partition });
             }
         }
         Ok(true)
