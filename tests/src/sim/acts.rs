@@ -36,6 +36,8 @@ impl World {
             | Action::Rescind { .. }
             | Action::Reboot { .. }
             | Action::Reset { .. }
+            | Action::SaveRoot { .. }
+            | Action::SaveGuest { .. }
             | Action::Kill { .. }
             | Action::Restart { .. }
             | Action::KillRoot {}

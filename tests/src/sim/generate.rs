@@ -94,11 +94,16 @@ impl Story {
         let channel = self.channel(guest);
         let action = match self.rng.u8(0..100) {
             0..14 => Action::Open { guest, channel, pages: self.rng.u8(4..20) },
-            14..42 => {
+            14..39 => {
                 let count = if self.one_in(8) { self.rng.u8(20..90) } else { self.rng.u8(1..8) };
                 Action::Request { guest, channel, count, bytes: self.rng.u16(0..160) }
             }
-            42..50 => Action::Close { guest, channel },
+            39..41 => {
+                // Wherever everything stands at the moment.
+                insert(actions, at + self.rng.u64(0..8), Action::SaveGuest { guest });
+                Action::SaveRoot { guest, lost: u8::MAX }
+            }
+            41..50 => Action::Close { guest, channel },
             50..56 => Action::Reopen { guest, channel },
             56..61 => {
                 insert(actions, at + self.rng.u64(0..60), Action::Unshare { guest, channel });
@@ -110,7 +115,18 @@ impl Story {
             69..77 => Action::Rescind { guest, channel },
             77..84 => Action::Offer { guest, channel },
             84 => Action::Call { guest, device: Channel::FIRST_CALL + self.rng.u8(0..3) },
-            85 | 86 => {
+            85 if self.one_in(3) => Action::SaveGuest { guest },
+            85 => {
+                // Most devices can be saved.
+                let lost = if self.one_in(4) { channel.device } else { u8::MAX };
+                if lost != u8::MAX {
+                    let back = at + self.rng.u64(0..30);
+                    insert(actions, back, Action::Offer { guest, channel });
+                    insert(actions, back + self.rng.u64(0..20), Action::Open { guest, channel, pages: 4 });
+                }
+                Action::SaveRoot { guest, lost }
+            }
+            86 => {
                 insert(actions, at + self.rng.u64(0..40), Action::Resume { guest });
                 Action::Pause { guest }
             }

@@ -95,6 +95,7 @@ impl Driver {
 pub(super) struct Guest {
     pub(super) life: u32,
     pub(super) client: Client,
+    pub(super) config: ClientConfig,
     pub(super) memory: Rc<RefCell<Memory>>,
     /// The partition that it has joined.
     pub(super) link: Option<u32>,
@@ -126,9 +127,11 @@ impl Guest {
         };
         let client_id = Some(Guid::from_wire([7; 16]));
         let monitor_pages = Some(MonitorPages { parent_to_child: 0x5000, child_to_parent: 0x6000 });
+        let config = ClientConfig { policy, client_id, monitor_pages, ..ClientConfig::default() };
         Self {
             life,
-            client: Client::new(ClientConfig { policy, client_id, monitor_pages, ..ClientConfig::default() }),
+            client: Client::new(config.clone()),
+            config,
             memory: Rc::default(),
             link: None,
             newest: setup.newest,

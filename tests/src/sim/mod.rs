@@ -23,6 +23,7 @@ mod minimise;
 mod partition;
 mod rings;
 mod root;
+mod saving;
 mod script;
 mod world;
 

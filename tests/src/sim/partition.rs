@@ -44,6 +44,8 @@ pub(super) struct Session {
     /// None while it opens.
     pub(super) device: Option<Device>,
     pub(super) is_closing: bool,
+    /// Its server was restored and has not spoken of it yet.
+    pub(super) is_lost: bool,
     pub(super) vp: u32,
 }
 
@@ -60,6 +62,7 @@ pub(super) struct Partition {
     /// Whose it is, or was.
     pub(super) guest: usize,
     pub(super) server: Server,
+    pub(super) config: ServerConfig,
     pub(super) memory: Rc<RefCell<Memory>>,
     pub(super) policy: Decides,
     /// Posted and not yet read.
@@ -99,7 +102,8 @@ impl Partition {
             ServerConfig { versions: Version::OLDEST..=setup.root, quotas, ..ServerConfig::default() };
         Self {
             guest,
-            server: Server::new(config),
+            server: Server::new(config.clone()),
+            config,
             memory,
             policy: setup.policy,
             to_root: VecDeque::new(),
@@ -141,6 +145,11 @@ impl Partition {
         offered
     }
 
+    /// A device is lost, and its channel is rescinded by whoever restores the server.
+    pub(super) fn forget_offer(&mut self, key: DeviceKey) {
+        self.offered.remove(&key);
+    }
+
     /// The root dies: what it used is not in use any more.
     pub(super) fn vanish(&mut self) -> Held {
         for list in std::mem::take(&mut self.lists).into_values() {
@@ -166,10 +175,29 @@ impl Partition {
         }
     }
 
+    /// A restored server goes on with a channel as it was.
+    pub(super) fn session_goes_on(&mut self, relid: u32, key: DeviceKey, open: &Open) -> Held {
+        let wrong = |what: &str| Err(Breach("restore", format!("channel {relid} {what}")));
+        let Some(session) = self.sessions.get_mut(&relid).filter(|session| session.device.is_some()) else {
+            return wrong("was not open");
+        };
+        let before = (session.key, session.open.open_id, session.open.event_flag, session.open.connection_id);
+        if before != (key, open.open_id, open.event_flag, open.connection_id) || session.vp != open.target_vp
+        {
+            return wrong("is not as it was");
+        }
+        if !self.lists.contains_key(&(relid, open.ring_gpadl)) {
+            return wrong("has lost its rings");
+        }
+        session.is_lost = false;
+        Ok(())
+    }
+
     pub(super) fn session_ends(&mut self, relid: u32) -> Held {
         match self.sessions.get_mut(&relid) {
             Some(session) if session.device.is_some() && !session.is_closing => {
                 session.is_closing = true;
+                session.is_lost = false;
                 Ok(())
             }
             Some(_) => {

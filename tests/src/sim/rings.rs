@@ -247,6 +247,11 @@ impl Device {
         Ok(Worked { ring: last.signal.is_ring(), again: self.awake, taken: Vec::new() })
     }
 
+    /// Requests that were taken and are not served.
+    pub(super) fn in_service(&self) -> Vec<u64> {
+        self.in_service.iter().copied().collect()
+    }
+
     /// A request is served; whether to wake the guest.
     pub(super) fn finish(&mut self, id: u64) -> Result<bool, String> {
         // One that came before the channel was opened anew.

@@ -47,7 +47,9 @@ impl World {
                 self.device_opens(partition, relid, device, open, pfn);
             }
             // Sessions of a saved server go on: see `ServerInput::Restored`.
-            ServerAction::Reattach { .. } => {}
+            ServerAction::Reattach { relid, device, open } => {
+                entered.session_goes_on(relid, device, &open)?
+            }
             ServerAction::Close { relid, device } => {
                 entered.session_ends(relid)?;
                 tell!(self, "partition {partition}: channel {relid} is to close");
@@ -163,7 +165,10 @@ impl World {
         let name = self.name();
         let Some(entered) = self.partitions.get_mut(&partition) else { return };
         let vp = open.target_vp;
-        entered.sessions.insert(relid, Session { name, key, open, pfn, device: None, is_closing: false, vp });
+        entered.sessions.insert(
+            relid,
+            Session { name, key, open, pfn, device: None, is_closing: false, is_lost: false, vp },
+        );
         entered.owed += 1;
         let guest = entered.guest;
         self.send(guest, Lane::Open, |fate| Event::Opened { partition, relid, refused: fate.refused });
@@ -276,7 +281,7 @@ impl World {
         Ok(!channels.is_empty())
     }
 
-    fn partitions_of(&self, guest: usize) -> Vec<u32> {
+    pub(super) fn partitions_of(&self, guest: usize) -> Vec<u32> {
         let whose = |entered: &&Partition| entered.guest == guest;
         self.partitions.iter().filter(|(_, entered)| whose(entered)).map(|(id, _)| *id).collect()
     }

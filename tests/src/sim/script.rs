@@ -145,6 +145,8 @@ words! {
         IgnoresDeath "ignores-death",
         /// A channel whose interrupts were moved goes on as before.
         IgnoresRetarget "ignores-retarget",
+        /// What devices were doing is not taken up again when their root is restored.
+        ForgetsService "forgets-service",
     }
 }
 
@@ -301,6 +303,13 @@ actions! {
     /// The guest's virtual machine is reset: the root is told, and the guest begins anew.
     Reset "reset" { /// Who.
         guest: u8 };
+    /// The root's end of the guest is saved and restored, as if another root process had taken over its memory.
+    SaveRoot "save-root" { /// Whose.
+        guest: u8, /// A device that cannot be saved, if there is one of this number: it is taken back from the guest.
+        lost: u8 };
+    /// The guest's end is saved and restored.
+    SaveGuest "save-guest" { /// Who.
+        guest: u8 };
     /// The guest's process dies.
     Kill "kill" { /// Who.
         guest: u8 };
@@ -339,6 +348,8 @@ impl Action {
             | Self::Monitor { guest }
             | Self::Reboot { guest }
             | Self::Reset { guest }
+            | Self::SaveRoot { guest, .. }
+            | Self::SaveGuest { guest }
             | Self::Kill { guest }
             | Self::Restart { guest } => Some(guest),
             Self::KillRoot {} | Self::RestartRoot {} => None,

@@ -237,6 +237,8 @@ impl World {
             Action::RestartRoot {} => self.restart_root(),
             Action::Reboot { .. } => self.reboot(guest, false)?,
             Action::Reset { .. } => self.reboot(guest, true)?,
+            Action::SaveRoot { lost, .. } => self.save_root(guest, lost)?,
+            Action::SaveGuest { .. } => self.save_guest(guest)?,
             Action::Connect { .. }
             | Action::Unload { .. }
             | Action::Open { .. }

@@ -264,7 +264,9 @@ impl Processes {
             | Action::Resume { .. }
             | Action::Monitor { .. }
             | Action::Reboot { .. }
-            | Action::Reset { .. } => return Ok(()),
+            | Action::Reset { .. }
+            | Action::SaveRoot { .. }
+            | Action::SaveGuest { .. } => return Ok(()),
         }
         self.did.push(format!("{} {action}", self.now));
         Ok(())
