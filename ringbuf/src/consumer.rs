@@ -7,7 +7,8 @@ use crate::memory::{ControlWord, RingMemory};
 use crate::packet::{
     Descriptor, FEATURE_PENDING_SEND_SIZE, Packet, checked_size, load_read_index, load_write_index,
 };
-use crate::signal::{self, Signal, advance, used};
+use crate::saved::{SavedConsumer, TakeUpError, check_index};
+use crate::signal::{self, Signal, advance, is_index, used};
 
 /// The reading end of a ring. There is one at a time.
 ///
@@ -35,6 +36,23 @@ impl<R: RingMemory> Consumer<R> {
         let read = load_read_index(&memory, size, Ordering::Acquire)?;
         let write = load_write_index(&memory, size, Ordering::Acquire)?;
         Ok(Self { memory, size, read, unread: used(write, read, size), drained: false, published: read })
+    }
+
+    /// Where this end stands, for one that [takes it up](Self::take_up) later. The ring is left as it is.
+    pub fn save(&self) -> SavedConsumer {
+        SavedConsumer { read: self.read, published: self.published }
+    }
+
+    /// Goes on where another consumer of this ring stood, with no signal wanted or unwanted that was not before.
+    pub fn take_up(memory: R, saved: SavedConsumer) -> Result<Self, TakeUpError> {
+        let size = checked_size(&memory)?;
+        let SavedConsumer { read, published } = saved;
+        check_index(published, load_read_index(&memory, size, Ordering::Acquire)?, size)?;
+        let write = load_write_index(&memory, size, Ordering::Acquire)?;
+        if !is_index(read, size) || used(read, published, size) > used(write, published, size) {
+            return Err(TakeUpError::Index(read));
+        }
+        Ok(Self { memory, size, read, unread: used(write, read, size), drained: false, published })
     }
 
     /// Takes the next unread packet; `None` when there is none. Its room is not given back before the next

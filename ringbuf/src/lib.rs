@@ -41,6 +41,7 @@ mod pace;
 mod packet;
 mod plain;
 mod producer;
+mod saved;
 mod signal;
 mod stream;
 
@@ -55,5 +56,6 @@ pub use packet::{
 };
 pub use plain::PlainRing;
 pub use producer::{Batch, PayloadWriter, Producer};
+pub use saved::{SavedConsumer, SavedProducer, TakeUpError};
 pub use signal::Signal;
 pub use stream::{MAX_STREAM_DATA, StreamFault, StreamReader, end_stream, stream_room, write_stream};

@@ -9,6 +9,7 @@ use crate::packet::{
     Descriptor, FEATURE_PENDING_SEND_SIZE, checked_size, load_read_index, load_write_index, packet_size,
     within,
 };
+use crate::saved::{SavedProducer, TakeUpError, check_index};
 use crate::signal::{self, Signal, advance, room, used};
 
 /// How far ahead of the write index lines are fetched for writing: some ten small packets, about as long as it takes.
@@ -46,6 +47,21 @@ impl<R: RingMemory> Producer<R> {
         memory.store(ControlWord::FeatureBits, features | FEATURE_PENDING_SEND_SIZE, Ordering::Release);
         let position = Position { write, room: room(write, read, size) };
         Ok(Self { memory, size, position, space_requested: false })
+    }
+
+    /// Where this end stands, for one that [takes it up](Self::take_up) later. The ring is left as it is; what a batch
+    /// holds that was not committed is no part of it.
+    pub fn save(&self) -> SavedProducer {
+        SavedProducer { write: self.position.write, space_requested: self.space_requested }
+    }
+
+    /// Goes on where another producer of this ring stood.
+    pub fn take_up(memory: R, saved: SavedProducer) -> Result<Self, TakeUpError> {
+        let size = checked_size(&memory)?;
+        check_index(saved.write, load_write_index(&memory, size, Ordering::Acquire)?, size)?;
+        let mut producer = Self::new(memory)?;
+        producer.space_requested = saved.space_requested;
+        Ok(producer)
     }
 
     /// Starts a batch: packets that become visible together, by one store, when it is committed.
