@@ -21,6 +21,17 @@ impl Areas {
         u32::try_from(free + 1).unwrap_or(SHARED)
     }
 
+    /// This area for a channel that had it before, where it is there and free; the shared one otherwise.
+    pub(crate) fn take_at(&mut self, area: u32) -> u32 {
+        match self.taken.get_mut(area as usize) {
+            Some(taken @ false) if area != SHARED => {
+                *taken = true;
+                area
+            }
+            Some(_) | None => SHARED,
+        }
+    }
+
     /// The channel that took `area` needs it no more.
     pub(crate) fn give_back(&mut self, area: u32) {
         if let Some(taken) = self.taken.get_mut(area as usize) {

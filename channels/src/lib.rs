@@ -25,6 +25,7 @@ pub mod policy;
 mod provider;
 mod quotas;
 mod root;
+mod saved;
 mod sources;
 mod spin;
 #[cfg(feature = "test-utils")]
@@ -47,5 +48,6 @@ pub use policy::{AllowAll, DenyAll, PolicyAgent};
 pub use provider::{Client, OpenRequest, Provider, Session};
 pub use quotas::{Quotas, Used};
 pub use root::{ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Root, RootBuilder, Status};
+pub use saved::{RestoreError, SaveError, SavedPartition};
 pub use spin::Spin;
 pub use transfer::{Delivery, Parcel, TransferMode};

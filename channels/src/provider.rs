@@ -33,6 +33,14 @@ pub trait Provider: Send + Sync + 'static {
     /// Admits one open of the primary channel, or refuses it with a reason that both ends show. Must not block. Opens of
     /// sub-channels are admitted by who asked for them ([`Channel::offer_subchannels`]).
     fn open(&self, client: &Client, open: &OpenRequest) -> Result<Self::Session, Refusal>;
+
+    /// Takes over a channel of this device, primary or sub-channel, that was open when its partition was saved; `state`
+    /// is what its session gave to [`Channel::save_state`], and not to be trusted. Refused, the device is rescinded
+    /// and offered again. Must not block. Refuses without this.
+    fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<Self::Session, Refusal> {
+        let _ = (client, open, state);
+        Err(Refusal::new("this device cannot be restored"))
+    }
 }
 
 /// The service of one open channel, from open to close.
@@ -76,6 +84,7 @@ pub(crate) trait AnyProvider: Send + Sync {
     fn visible_to(&self, client: &Client) -> bool;
     fn left(&self, client: &Client);
     fn open(&self, client: &Client, open: &OpenRequest) -> Result<Start, Refusal>;
+    fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<Start, Refusal>;
 }
 
 impl<P: Provider> AnyProvider for P {
@@ -89,6 +98,10 @@ impl<P: Provider> AnyProvider for P {
 
     fn open(&self, client: &Client, open: &OpenRequest) -> Result<Start, Refusal> {
         Provider::open(self, client, open).map(start)
+    }
+
+    fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<Start, Refusal> {
+        Provider::restore(self, client, open, state).map(start)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What all handles of one open channel share: its two rings, its requests in both directions, its end.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use vmbus_partition::RingMapping;
-use vmbus_ringbuf::{MAX_PACKET_SIZE, RingFault, packet_size};
+use vmbus_ringbuf::{Consumer, MAX_PACKET_SIZE, Producer, RingFault, packet_size};
 
 use super::receiving::Incoming;
 use super::replies::Replies;
@@ -64,15 +64,28 @@ pub(crate) struct Core {
     pub(super) abandoned: OnceLock<Bytes>,
     /// Nobody receives: packets that want no answer are dropped.
     pub(super) deaf: AtomicBool,
-    closed: AtomicBool,
     /// Why the peer ended it, if it said so.
     why: OnceLock<Box<str>>,
+    /// One of [`Phase`].
+    pub(super) phase: AtomicU8,
+    /// What the session has to remember.
+    pub(super) session_state: OnceLock<Bytes>,
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
     nudge: Notify,
     /// The channel is closed.
     end: Notify,
     pub(super) storms: Storms,
+}
+
+/// How far a channel is from its end. Never goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    Open,
+    /// No request is taken any more; those that were are answered.
+    Saving,
+    Closed,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,14 +101,24 @@ impl Core {
         outgoing: RingMapping,
         limits: Limits,
     ) -> Result<Arc<Self>, RingFault> {
-        let mut outgoing = Outgoing::new(outgoing)?;
+        Self::with_rings(side, area, Consumer::new(incoming)?, Producer::new(outgoing)?, limits)
+    }
+
+    pub(super) fn with_rings(
+        side: Arc<Side>,
+        area: u32,
+        incoming: Consumer<RingMapping>,
+        outgoing: Producer<RingMapping>,
+        limits: Limits,
+    ) -> Result<Arc<Self>, RingFault> {
+        let mut outgoing = Outgoing::new(outgoing);
         let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
             capacity: outgoing.capacity(),
             wait: Wait::new(Arc::clone(&side), area),
             side,
             limits,
-            incoming: Mutex::new(Incoming::new(incoming, grants)?),
+            incoming: Mutex::new(Incoming::new(incoming, grants)),
             outgoing: Mutex::new(outgoing),
             replies: Mutex::default(),
             stream: OnceLock::new(),
@@ -104,8 +127,9 @@ impl Core {
             large_bytes: AtomicUsize::new(0),
             abandoned: OnceLock::new(),
             deaf: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
             why: OnceLock::new(),
+            phase: AtomicU8::new(Phase::Open as u8),
+            session_state: OnceLock::new(),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
             end: Notify::new(),
@@ -123,7 +147,12 @@ impl Core {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.phase.load(Ordering::Acquire) == Phase::Closed as u8
+    }
+
+    /// Whether nobody is to take requests any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.phase.load(Ordering::Acquire) != Phase::Open as u8
     }
 
     /// The peer says why it is about to end the channel. Only the first reason counts.
@@ -140,7 +169,7 @@ impl Core {
         // What came before the end stays readable.
         let _kept = self.keep_stream();
         // Sequentially consistent as in `request_ended`: either the last request sees this, or `landed` its end.
-        self.closed.store(true, Ordering::SeqCst);
+        self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
         lock(&self.outgoing).shut();
         // The next channel at the same event area waits for the same bell.
         self.wait.leave_reactor();
@@ -202,7 +231,9 @@ impl Core {
             self.nudge();
         }
         let before = self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if before >= self.limits.requests || (before == 1 && self.closed.load(Ordering::SeqCst)) {
+        if before >= self.limits.requests
+            || (before == 1 && self.phase.load(Ordering::SeqCst) != Phase::Open as u8)
+        {
             self.nudge();
         }
     }
@@ -230,7 +261,7 @@ impl Core {
     }
 
     /// Returns at once if there was a nudge since `seen`, else at the next.
-    async fn nudged(&self, seen: u64) {
+    pub(super) async fn nudged(&self, seen: u64) {
         let mut nudge = pin!(self.nudge.notified());
         nudge.as_mut().enable();
         if self.nudges() == seen {

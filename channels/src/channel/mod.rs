@@ -6,6 +6,7 @@ mod flow;
 mod receiving;
 mod replies;
 mod request;
+mod saving;
 mod sending;
 mod side;
 mod storms;
@@ -25,6 +26,7 @@ pub(crate) use self::core::{Core, Limits};
 pub(crate) use self::flow::spin_for;
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
+pub(crate) use self::saving::SavedChannel;
 pub(crate) use self::side::{Doorbell, Flag, Side};
 pub(crate) use self::stream::Read;
 pub(crate) use self::subchannels::{Admit, Ask};
@@ -49,7 +51,7 @@ struct End(Arc<Core>, Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.let_go();
         if let Some(then) = self.1.take() {
             then();
         }

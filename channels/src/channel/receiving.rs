@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep_until;
 use vmbus_core::pages::{GpaDirect, TransferPages};
 use vmbus_partition::{GpaSpace, GuestPages, RingMapping};
-use vmbus_ringbuf::{Consumer, Packet, PacketKind, RingFault};
+use vmbus_ringbuf::{Consumer, Packet, PacketKind, SavedConsumer};
 
 use super::core::{Core, lock};
 use super::flow::{Flow, Hold, spin_for};
@@ -43,16 +43,21 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(memory: RingMapping, grants: usize) -> Result<Self, RingFault> {
-        Ok(Self {
-            consumer: Consumer::new(memory)?,
+    pub(super) fn new(consumer: Consumer<RingMapping>, grants: usize) -> Self {
+        Self {
+            consumer,
             masked: false,
             grants,
             queued: VecDeque::new(),
             memory: None,
             spinner: Spinner::new(Spin::default()),
             flow: None,
-        })
+        }
+    }
+
+    /// `None`: requests wait in private memory, which nobody saves.
+    pub(super) fn saved(&self) -> Option<SavedConsumer> {
+        self.queued.is_empty().then(|| self.consumer.save())
     }
 
     /// How far the ring is read, to see whether it goes on.
@@ -176,7 +181,7 @@ impl Core {
     ) -> Result<usize, ChannelError> {
         let mut incoming = self.enter()?;
         let mut taken = 0;
-        while taken < at_most && !self.is_closed() {
+        while taken < at_most && !self.is_ending() {
             match self.next_request(&mut incoming)? {
                 Ok(request) => into.extend([request]),
                 Err(
@@ -196,7 +201,7 @@ impl Core {
         let mut looks = 0;
         let mut nothing = Nothing::Empty;
         let found = spinner.look(|| {
-            if self.is_closed() {
+            if self.is_ending() {
                 return Some(Ok(None));
             }
             looks += 1;

@@ -7,7 +7,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{
-    GpaRange, Outgoing as Packet, OutgoingKind, Producer, PushError, RingFault, packet_size,
+    GpaRange, Outgoing as Packet, OutgoingKind, Producer, PushError, RingFault, SavedProducer, packet_size,
 };
 
 use super::core::{Core, lock};
@@ -35,16 +35,12 @@ pub(super) struct Outgoing {
 const GRANTED_PART: usize = 4;
 
 impl Outgoing {
-    pub(super) fn new(memory: RingMapping) -> Result<Self, RingFault> {
-        let producer = Producer::new(memory)?;
-        Ok(Self {
-            producer,
-            reserved: 0,
-            smallest_wish: None,
-            waits_for_reserve: false,
-            flow: None,
-            open: true,
-        })
+    pub(super) fn new(producer: Producer<RingMapping>) -> Self {
+        Self { producer, reserved: 0, smallest_wish: None, waits_for_reserve: false, flow: None, open: true }
+    }
+
+    pub(super) fn saved(&self) -> SavedProducer {
+        self.producer.save()
     }
 
     /// From here on nothing is written.

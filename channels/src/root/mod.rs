@@ -5,6 +5,7 @@ mod devices;
 mod greeting;
 mod hvsock;
 mod partition;
+mod save;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use vmbus_partition::{Listener, RootEnd, reactor};
 use self::claims::Claims;
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
-use self::partition::{Command, Partition};
+use self::partition::{Command, Partition, Resumed};
 pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
 use crate::error::{Error, Refusal};
 use crate::event::Event;
@@ -332,6 +333,10 @@ impl Inner {
     }
 
     fn attach(self: &Arc<Self>, end: Arc<dyn RootEnd>) -> u32 {
+        self.attach_resumed(end, None)
+    }
+
+    fn attach_resumed(self: &Arc<Self>, end: Arc<dyn RootEnd>, resumed: Option<Box<Resumed>>) -> u32 {
         let info = end.info();
         let id = info.id;
         let client = Client { id, name: info.name.as_str().into(), credentials: info.credentials };
@@ -343,7 +348,9 @@ impl Inner {
             }
             partitions.insert(id, commands.clone());
         }
-        tokio::spawn(Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox)).run());
+        tokio::spawn(
+            Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox)).run(resumed),
+        );
         id
     }
 

@@ -7,7 +7,9 @@ use super::DecodeError;
 /// Far above what quotas allow by default. A part is a channel, a page list, a connect or a message.
 const PARTS: usize = 1 << 18;
 
-pub(super) fn check(mut bytes: &[u8]) -> Result<(), DecodeError> {
+/// Whether protobuf bytes have no more fields at the top than saved state can have: to be asked before they are decoded
+/// into structures, which take many times the memory of a field.
+pub fn check(mut bytes: &[u8]) -> Result<(), DecodeError> {
     for _ in 0..=PARTS {
         if bytes.is_empty() {
             return Ok(());

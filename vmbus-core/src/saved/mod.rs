@@ -19,6 +19,8 @@ use alloc::vec::Vec;
 
 use prost::Message;
 
+pub use bounds::check as check_parts;
+
 use crate::server::{AskId, DeviceKey, Quota};
 
 /// What a [`Server`](crate::server::Server) was when it was saved.
@@ -45,6 +47,17 @@ impl SavedServer {
         bounds::check(bytes)?;
         let server = server::Server::decode(bytes).map_err(|_| DecodeError::Encoding)?;
         if server.kind == SERVER { Ok(Self(server)) } else { Err(DecodeError::NotThis("a server")) }
+    }
+
+    /// Gives its devices other names, as another root knows them. Two that get the same make a state that is not
+    /// restored.
+    pub fn rename_devices(&mut self, name: impl Fn(DeviceKey) -> DeviceKey) {
+        for channel in &mut self.0.channels {
+            channel.device = name(DeviceKey(channel.device)).0;
+            if let Some(primary) = channel.offer.as_mut().and_then(|offer| offer.primary.as_mut()) {
+                *primary = name(DeviceKey(*primary)).0;
+            }
+        }
     }
 
     pub(crate) fn new(server: server::Server) -> Self {

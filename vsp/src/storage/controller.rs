@@ -1,5 +1,6 @@
 //! The synthetic SCSI controller as a device of the bus.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmbus_channels::{Client, Offer, OpenRequest, Provider, Refusal};
@@ -7,7 +8,8 @@ use vmbus_core::Guid;
 use vmbus_core::storage::{Packet, SCSI_CLASS};
 
 use super::lun::Lun;
-use super::session::StorageSession;
+use super::saved::SavedSession;
+use super::session::{Family, Role, StorageSession};
 use super::target::{Target, Units};
 use super::vstor::{Limits, Vstor};
 
@@ -34,6 +36,8 @@ pub struct StorageController {
     /// The client that an exclusive controller belongs to.
     holder: Mutex<Option<u32>>,
     units: Arc<Units>,
+    /// What the channels of guests share that were restored here, until they leave.
+    restored: Mutex<HashMap<u32, (Target, Family)>>,
 }
 
 impl StorageController {
@@ -46,6 +50,7 @@ impl StorageController {
             audience: Audience::Everyone,
             holder: Mutex::new(None),
             units: Arc::default(),
+            restored: Mutex::default(),
         }
     }
 
@@ -110,6 +115,7 @@ impl Provider for StorageController {
     }
 
     fn left(&self, client: &Client) {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner).remove(&client.id);
         let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
         if *holder == Some(client.id) {
             *holder = None;
@@ -118,5 +124,24 @@ impl Provider for StorageController {
 
     fn open(&self, _: &Client, _: &OpenRequest) -> Result<StorageSession, Refusal> {
         Ok(StorageSession::new(Vstor::new(self.limits), Target::new(&self.units)))
+    }
+
+    fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<StorageSession, Refusal> {
+        let saved = SavedSession::decode_whole(state);
+        let saved = saved.ok_or_else(|| Refusal::new("the saved storage session is none"))?;
+        let vstor = Vstor::restore(self.limits, &saved).map_err(Refusal::new)?;
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        // The primary channel comes first, and with it what all of the guest's channels share.
+        let (role, target, family) = if open.subchannel_index == 0 {
+            let (target, family) = (Target::new(&self.units), Family::default());
+            restored.insert(client.id, (target.another(), family.clone()));
+            (Role::Primary, target, family)
+        } else {
+            let (target, family) = restored
+                .get(&client.id)
+                .ok_or_else(|| Refusal::new("the primary channel was not restored"))?;
+            (Role::SubChannel, target.another(), family.clone())
+        };
+        Ok(StorageSession::restored(vstor, target, &family, role))
     }
 }

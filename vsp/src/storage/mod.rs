@@ -9,6 +9,7 @@ mod data;
 mod in_flight;
 mod lun;
 mod nexuses;
+mod saved;
 mod scratch;
 mod session;
 mod target;

@@ -9,6 +9,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use prost::Message as _;
 use tokio::task::coop::consume_budget;
 use vmbus_channels::{Channel, ChannelError, Completions, OpenRequest, Request, Session};
 use vmbus_core::storage::scsi::Failure;
@@ -38,15 +39,25 @@ pub struct StorageSession {
     role: Role,
 }
 
+/// What all sessions of one guest share.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Family {
+    commands: Arc<InFlight>,
+    ready: Arc<OnceLock<Vstor>>,
+}
+
 /// Which channel a session serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Primary,
     SubChannel,
 }
 
 impl Session for StorageSession {
     async fn serve(mut self, channel: Channel) -> Result<(), ChannelError> {
+        if matches!(self.vstor.state(), State::Ready(_)) {
+            channel.answer_abandoned_with(self.vstor.abandoned().as_bytes().to_vec());
+        }
         let mut completions = channel.completions();
         let mut requests = Vec::with_capacity(TAKEN_AT_ONCE);
         let mut steps = Vec::with_capacity(TAKEN_AT_ONCE);
@@ -60,7 +71,12 @@ impl Session for StorageSession {
                     biased;
                     request = channel.recv() => match request? {
                         Some(request) => requests.push(request),
-                        None => return Ok(()),
+                        None => {
+                            if channel.is_saving() {
+                                channel.save_state(self.vstor.save().encode_to_vec());
+                            }
+                            return Ok(());
+                        }
                     },
                     () = self.target.changed() => {}
                 }
@@ -99,6 +115,15 @@ impl Session for StorageSession {
 impl StorageSession {
     pub(super) fn new(vstor: Vstor, target: Target) -> Self {
         Self { vstor, target, commands: Arc::default(), ready: Arc::default(), role: Role::Primary }
+    }
+
+    /// Where another session of the same guest has left. `family` is what the guest's channels have in common.
+    pub(super) fn restored(vstor: Vstor, target: Target, family: &Family, role: Role) -> Self {
+        let Family { commands, ready } = family.clone();
+        if matches!(vstor.state(), State::Ready(_)) {
+            ready.get_or_init(|| vstor.clone());
+        }
+        Self { vstor, target, commands, ready, role }
     }
 
     /// Until the primary channel is ready for commands there are none here.

@@ -12,6 +12,8 @@ use vmbus_core::storage::{
 };
 use zerocopy::little_endian::{U16, U32};
 
+use super::saved::SavedSession;
+
 /// What the controller offers to every guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -99,6 +101,27 @@ impl Vstor {
     /// A conversation that has not begun.
     pub fn new(limits: Limits) -> Self {
         Self { limits, state: State::Begin, sub_channels: 0 }
+    }
+
+    /// What is to be remembered of the conversation when it is saved.
+    pub(super) fn save(&self) -> SavedSession {
+        SavedSession::new(self.state, self.sub_channels, self.limits.max_transfer)
+    }
+
+    /// The conversation that was saved, where these limits allow it. Why not, otherwise: then the guest begins anew.
+    pub(super) fn restore(limits: Limits, saved: &SavedSession) -> Result<Self, &'static str> {
+        let (state, sub_channels) = saved.conversation().ok_or("the saved conversation is none")?;
+        let vstor = Self { limits, state, sub_channels };
+        if vstor.version().is_some_and(|version| !(limits.oldest..=limits.newest).contains(&version)) {
+            return Err("the version agreed on is not spoken any more");
+        }
+        if sub_channels > limits.max_sub_channels {
+            return Err("the guest has more sub-channels than it may");
+        }
+        if saved.max_transfer > limits.max_transfer {
+            return Err("the guest was told of longer transfers than it may make");
+        }
+        Ok(vstor)
     }
 
     /// Longest transfer of one command in bytes, as guests were told.

@@ -26,8 +26,7 @@ impl Partition {
                 }
                 ServerAction::Ask { id, question } => self.decide(id, &question),
                 ServerAction::Open { relid, device, open } => self.open_channel(relid, device, &open),
-                // Nothing was restored.
-                ServerAction::Reattach { .. } => {}
+                ServerAction::Reattach { relid, device, open } => self.reattach(relid, device, &open),
                 ServerAction::Close { relid, .. } => self.close_channel(relid),
                 ServerAction::Gpadl { relid, gpadl, pages, .. } => {
                     self.shares.add(List::Made { relid, gpadl }, relid, bytes(pages.page_count()));

@@ -26,7 +26,7 @@ impl Partition {
                     Some(command @ (Command::Status(_) | Command::Limit(_) | Command::Hvsock(_))) => {
                         _ = self.command(command);
                     }
-                    Some(Command::Detach) | None => return Err("detached".into()),
+                    Some(Command::Detach | Command::Save(_)) | None => return Err("detached".into()),
                     // Nothing is offered yet: what there is then it will see.
                     Some(
                         Command::Offer(_)

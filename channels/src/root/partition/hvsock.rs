@@ -102,6 +102,10 @@ impl AnyProvider for Connection {
 
     fn left(&self, _: &Client) {}
 
+    fn restore(&self, _: &Client, _: &OpenRequest, _: &[u8]) -> Result<Start, Refusal> {
+        Err(Refusal::new("stream sockets do not outlive their root"))
+    }
+
     fn open(&self, _: &Client, _: &OpenRequest) -> Result<Start, Refusal> {
         let Some((waiting, permit)) = lock(&self.waiting).take() else {
             return Err(Refusal::new("a connection is opened once"));

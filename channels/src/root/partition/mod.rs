@@ -11,7 +11,9 @@ mod interrupts;
 mod offering;
 mod opening;
 mod pacing;
+mod resuming;
 mod reviewing;
+mod saving;
 mod sharing;
 mod subchannels;
 mod usage;
@@ -30,16 +32,19 @@ use self::deciding::{Admission, Answered};
 pub(super) use self::hvsock::HvCommand;
 use self::hvsock::Hvsock;
 use self::pacing::{After, Found, Pacing};
+pub(super) use self::resuming::{Resumed, Returned};
 use self::reviewing::Review;
+use self::saving::SaveReply;
 use self::sharing::Shares;
 use self::subchannels::Subchannel;
+pub(super) use self::subchannels::key_of;
 use self::usage::Gauges;
 use super::Inner;
 use super::claims::Claim;
 use super::devices::Device;
 use super::status::{ChannelStatus, PartitionStatus};
 use crate::areas::{self, Areas};
-use crate::channel::{Admit, Core, Writes};
+use crate::channel::{Admit, Core, SavedChannel, Writes};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::interrupt_page::InterruptPage;
@@ -71,6 +76,8 @@ pub(super) enum Command {
         relid: u32,
         device: DeviceKey,
         result: Result<(), ChannelError>,
+        /// If it was to be saved, and could be.
+        saved: Option<Box<SavedChannel>>,
     },
     /// A session went on after its channel's end.
     Overdue {
@@ -95,6 +102,8 @@ pub(super) enum Command {
     },
     Status(oneshot::Sender<PartitionStatus>),
     Hvsock(HvCommand),
+    /// Leave the partition as it stands, for another root.
+    Save(SaveReply),
     Detach,
 }
 
@@ -144,6 +153,10 @@ pub(super) struct Partition {
     policy_quotas: Option<QuotaLimits>,
     /// Gifts that policy decides about: how many, and their bytes.
     gifts_asked: (usize, u64),
+    /// Channels that sessions are about to take up again.
+    resuming: HashMap<u32, SavedChannel>,
+    /// Who wants the partition as it stands.
+    saving: Option<SaveReply>,
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
 }
@@ -223,6 +236,8 @@ impl Partition {
             review: Review::default(),
             policy_quotas: None,
             gifts_asked: (0, 0),
+            resuming: HashMap::new(),
+            saving: None,
             root,
             end,
             client,
@@ -231,13 +246,21 @@ impl Partition {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self, resumed: Option<Box<Resumed>>) {
         let why = match self.sources() {
             Ok(sources) => {
                 if self.admit(&sources).await.is_err() {
                     return self.root.turned_away(&self.client);
                 }
-                match self.serve(&sources).await {
+                if let Some(resumed) = resumed {
+                    self.resume(*resumed);
+                }
+                let served = self.serve(&sources).await;
+                if let Some(reply) = self.saving.take() {
+                    drop(sources);
+                    return self.leave_saved(reply).await;
+                }
+                match served {
                     Ok(()) => "detached".to_owned(),
                     Err(error) => error.to_string(),
                 }
@@ -410,12 +433,13 @@ impl Partition {
             Command::EndChannel { relid, refusal } => {
                 self.end_channel(relid, format!("channel {relid}"), &refusal);
             }
-            Command::Ended { relid, device, result } => self.ended(relid, device, result),
+            Command::Ended { relid, device, result, saved: _ } => self.ended(relid, device, result),
             Command::OfferSubchannels { relid, open, count, admit, reply } => {
                 self.ask_for_subchannels(relid, open, count, admit, reply);
             }
             Command::Status(reply) => _ = reply.send(self.status()),
             Command::Hvsock(command) => self.hvsock_command(command),
+            Command::Save(reply) => return self.begins_saving(reply),
             Command::Detach => return true,
         }
         false

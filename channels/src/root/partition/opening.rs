@@ -13,16 +13,23 @@ use super::deciding::Admission;
 use super::hvsock::is_connection;
 use super::{Command, OpenChannel, Partition};
 use crate::areas;
-use crate::channel::{Channel, Core, Limits, Side};
+use crate::channel::{Channel, Core, Limits, SavedChannel, Side};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::policy;
 use crate::provider::{OpenRequest, Served};
 use crate::quotas::count;
 
+/// Where a session begins.
+pub(super) enum Begins {
+    Anew,
+    /// Where another has left.
+    Again(SavedChannel),
+}
+
 impl Partition {
     pub(super) fn open_channel(&mut self, relid: u32, device: DeviceKey, open: &Open) {
-        let result = self.try_open(relid, device, open);
+        let result = self.try_open(relid, device, open, Begins::Anew);
         if let Err(refusal) = &result {
             self.refuse(RefusedWhat::Open(relid), format!("opening channel {relid}"), refusal);
         }
@@ -31,7 +38,13 @@ impl Partition {
         self.connection_opened(device, result);
     }
 
-    pub(super) fn try_open(&mut self, relid: u32, key: DeviceKey, open: &Open) -> Result<(), Refusal> {
+    pub(super) fn try_open(
+        &mut self,
+        relid: u32,
+        key: DeviceKey,
+        open: &Open,
+        begins: Begins,
+    ) -> Result<(), Refusal> {
         let Some(offered) = self.offered.get(&key) else { return Err(Refusal::new("the device is gone")) };
         let device = offered.device.clone();
         // A guest that is told no connection id of its own signals where all such guests do.
@@ -56,9 +69,10 @@ impl Partition {
         };
         let ring_bytes = count(open.ring.page_count()).saturating_mul(count(PAGE_SIZE));
         self.admit_rings(ring_bytes)?;
-        let start = match &offered.subchannel {
-            None => device.provider.open(&self.client, &request)?,
-            Some(subchannel) => (subchannel.admit)(&request)?,
+        let start = match (&offered.subchannel, &begins) {
+            (_, Begins::Again(saved)) => device.provider.restore(&self.client, &request, &saved.state)?,
+            (None, Begins::Anew) => device.provider.open(&self.client, &request)?,
+            (Some(subchannel), Begins::Anew) => (subchannel.admit)(&request)?,
         };
         let is_primary = offered.subchannel.is_none();
 
@@ -71,7 +85,13 @@ impl Partition {
         });
         let limits =
             Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
-        let core = Core::new(side, area, incoming, outgoing, limits).map_err(|error| refuse(&error))?;
+        let core = match &begins {
+            Begins::Anew => {
+                Core::new(side, area, incoming, outgoing, limits).map_err(|error| refuse(&error))?
+            }
+            Begins::Again(saved) => Core::take_up(side, area, (incoming, outgoing), limits, saved)
+                .map_err(|error| refuse(&error))?,
+        };
         let flag = u16::try_from(relid).unwrap_or(0);
         if area == areas::SHARED {
             self.by_flag.insert(flag, Arc::clone(&core));
@@ -100,9 +120,10 @@ impl Partition {
                 let _ = ended.send(Command::Overdue { relid });
             })
             .await;
+            let saved = channel.saved().await.map(Box::new).filter(|_| result.is_ok());
             channel.close();
             channel.landed().await;
-            let _ = ended.send(Command::Ended { relid, device: key, result });
+            let _ = ended.send(Command::Ended { relid, device: key, result, saved });
         });
         let connection_id = open.connection_id;
         self.rings_opened(ring_bytes);

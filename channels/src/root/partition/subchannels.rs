@@ -11,7 +11,7 @@ use crate::error::Refusal;
 use crate::quotas::count;
 
 /// Where the index is in the key of a sub-channel; devices count from 0 and never get there.
-const INDEX_SHIFT: u32 = 48;
+pub(super) const INDEX_SHIFT: u32 = 48;
 
 /// What makes an offered device's channel a sub-channel.
 pub(super) struct Subchannel {
@@ -19,6 +19,22 @@ pub(super) struct Subchannel {
     pub(super) admit: Admit,
     /// The primary's open that it belongs to.
     open: u64,
+}
+
+impl Subchannel {
+    /// One that was offered by another root: it belongs to no open yet.
+    pub(super) fn new(index: u16, admit: Admit) -> Self {
+        Self { index, admit, open: 0 }
+    }
+
+    pub(super) fn belongs_to(&mut self, open: u64) {
+        self.open = open;
+    }
+}
+
+/// The key of a device's channel; `index` is 0 for the primary.
+pub(in crate::root) fn key_of(device: u64, index: u16) -> DeviceKey {
+    DeviceKey(device | u64::from(index) << INDEX_SHIFT)
 }
 
 impl Partition {
@@ -40,7 +56,7 @@ impl Partition {
         {
             return Err(Refusal::new(format!("guests of version {version} know no sub-channels")));
         }
-        let key = |index: u16| DeviceKey(primary.0 | u64::from(index) << INDEX_SHIFT);
+        let key = |index: u16| key_of(primary.0, index);
         let new = (1..=at_most).filter(|index| !self.offered.contains_key(&key(*index))).count();
         let limit = self.quotas.subchannels;
         if self.gauges.subchannels.now.saturating_add(count(new)) > count(limit) {

@@ -1,0 +1,102 @@
+//! An open channel handed over to another root, or to this one later: its rings stay where they are, its session says
+//! what it has to remember.
+//!
+//! Nobody sees a request twice: those that were taken end here, before the rings are handed over, and those that were
+//! not stay in the ring.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use vmbus_partition::RingMapping;
+use vmbus_ringbuf::{Consumer, Producer, SavedConsumer, SavedProducer, TakeUpError};
+
+use super::Channel;
+use super::core::{Core, Limits, Phase, lock};
+use super::side::Side;
+
+/// What outlives the handles of an open channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SavedChannel {
+    /// What the session said.
+    pub(crate) state: Bytes,
+    /// The ring from the peer.
+    pub(crate) incoming: SavedConsumer,
+    /// The ring to the peer.
+    pub(crate) outgoing: SavedProducer,
+}
+
+impl Channel {
+    /// Whether the channel is being saved: [`recv`](Self::recv) gives `None` although it is open. The session answers
+    /// the requests it has, gives its state to [`save_state`](Self::save_state) and returns `Ok`; requests that other
+    /// tasks answer are waited for. One that returns without cannot be saved: its device is withdrawn from this
+    /// guest and offered again after the restore.
+    pub fn is_saving(&self) -> bool {
+        self.core().is_saving()
+    }
+
+    /// What [`Provider::restore`](crate::Provider::restore) will be given in place of this session. Counts once.
+    pub fn save_state(&self, state: impl Into<Bytes>) {
+        let _ = self.core().session_state.set(state.into());
+    }
+}
+
+impl Core {
+    /// The channel of another root, where that one has left it.
+    pub(crate) fn take_up(
+        side: Arc<Side>,
+        area: u32,
+        (incoming, outgoing): (RingMapping, RingMapping),
+        limits: Limits,
+        saved: &SavedChannel,
+    ) -> Result<Arc<Self>, TakeUpError> {
+        let incoming = Consumer::take_up(incoming, saved.incoming)?;
+        let outgoing = Producer::take_up(outgoing, saved.outgoing)?;
+        Ok(Self::with_rings(side, area, incoming, outgoing, limits)?)
+    }
+
+    /// Tells the session to end, with what it has to remember.
+    pub(crate) fn begin_saving(&self) {
+        let began = self.phase.compare_exchange(
+            Phase::Open as u8,
+            Phase::Saving as u8,
+            // As in `close`.
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
+        if began.is_ok() {
+            self.nudge();
+        }
+    }
+
+    /// The session's handle is gone: the channel closes, unless it was saved.
+    pub(super) fn let_go(&self) {
+        if !(self.is_saving() && self.session_state.get().is_some()) {
+            self.close();
+        }
+    }
+
+    pub(crate) fn is_saving(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == Phase::Saving as u8
+    }
+
+    /// What is left when the session has ended: waits for requests that others answer. `None` if the session has not
+    /// said what it has to remember, the channel was closed meanwhile, or something of it is in private memory.
+    pub(crate) async fn saved(&self) -> Option<SavedChannel> {
+        let state = self.session_state.get()?.clone();
+        loop {
+            let seen = self.nudges();
+            if !self.is_saving() {
+                return None;
+            }
+            if self.in_flight.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            self.nudged(seen).await;
+        }
+        let incoming = lock(&self.incoming).saved()?;
+        let outgoing = lock(&self.outgoing).saved();
+        let awaits_replies = lock(&self.replies).in_flight() > 0;
+        (!awaits_replies).then_some(SavedChannel { state, incoming, outgoing })
+    }
+}
