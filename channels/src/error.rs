@@ -156,6 +156,16 @@ pub enum ChannelError {
     /// This end or this link cannot do that: the caller's fault.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// The root went before it answered, and the request must not run a second time: nobody knows whether it has run.
+    /// The channel goes on. Nobody's fault.
+    #[error("the root was restarted before it answered")]
+    Interrupted,
+    /// The channel should have survived its root and could not.
+    #[error("the channel did not survive its root: {reason}")]
+    NotResumed {
+        /// Why.
+        reason: String,
+    },
     /// Nothing came in the time given.
     #[error("nothing came in time")]
     TimedOut,
@@ -171,8 +181,11 @@ impl ChannelError {
     /// Whether the channel is of no use any more.
     pub(crate) fn ends_channel(&self) -> bool {
         match self {
-            Self::Closed | Self::Ring(_) | Self::Memory(_) | Self::Protocol(_) => true,
-            Self::TooLarge { .. }
+            Self::Closed | Self::Ring(_) | Self::Memory(_) | Self::Protocol(_) | Self::NotResumed { .. } => {
+                true
+            }
+            Self::Interrupted
+            | Self::TooLarge { .. }
             | Self::Refused(_)
             | Self::Unsupported(_)
             | Self::OutOfBuffer { .. }

@@ -37,10 +37,10 @@ pub use vmbus_core::guid;
 pub use vmbus_partition::{Credentials, GuestPages};
 
 pub use buffer::{Buffer, BufferRange};
-pub use channel::{BlockingChannel, Channel, Completions, Pending, Reply, Request, Tagged};
+pub use channel::{BlockingChannel, Channel, Completions, Pending, Replay, Reply, Request, Tagged};
 pub use error::{ChannelError, Error, Refusal};
 pub use event::Event;
-pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions};
+pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions, Resume};
 pub use hvsock::{HvLimits, HvListener, HvPeer, HvStream};
 pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use vmbus_ringbuf::Outgoing;
 
-use crate::channel::{Channel, Core, Request};
+use crate::channel::{Channel, Core, Replay, Request};
 use crate::error::ChannelError;
 
 /// The longest data of one packet, in bytes.
@@ -39,7 +39,7 @@ impl MessagePipe {
         if message.len() > MAX_MESSAGE {
             return Err(ChannelError::TooLarge { len: message.len(), ring: MAX_MESSAGE });
         }
-        self.channel.core().send(&Outgoing::in_band(&framed(message))).await
+        self.channel.core().send(&Outgoing::in_band(&framed(message)), Replay::Never).await
     }
 
     /// The next message, or `None` once the pipe is closed.
@@ -112,7 +112,8 @@ impl BytePipe {
 
     fn send(&mut self, bytes: &[u8]) {
         let (core, packet) = (self.core(), framed(bytes));
-        self.sending = Some(Box::pin(async move { core.send(&Outgoing::in_band(&packet)).await }));
+        self.sending =
+            Some(Box::pin(async move { core.send(&Outgoing::in_band(&packet), Replay::Never).await }));
     }
 }
 

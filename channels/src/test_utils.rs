@@ -1,13 +1,15 @@
 //! Busses within one process, and a guest whose every byte a test controls. Public, so that device authors test with
 //! what we test with.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmbus_core::Version;
 use vmbus_core::message::{Direction, Message};
 use vmbus_core::pages::PageRanges;
-use vmbus_partition::{ControlGuest, FromRoot, GuestEnd, GuestOptions, RingMapping, SharedPages, local};
+use vmbus_partition::{
+    ControlGuest, FromRoot, GuestEnd, GuestOptions, LinkError, RingMapping, SharedPages, local,
+};
 use vmbus_ringbuf::{Consumer, Producer};
 
 use crate::error::Error;
@@ -30,6 +32,71 @@ pub async fn join_with(root: &Root, name: &str, builder: GuestBuilder) -> Result
     let (end, guest) = local::pair(&GuestOptions::named(name), root.next_partition())?;
     root.attach(Arc::new(end));
     builder.attach(Arc::new(guest)).await
+}
+
+/// Roots of one process, one after the other. Guests that outlive theirs find the next one here.
+#[derive(Clone, Default)]
+pub struct Succession {
+    reign: Arc<Mutex<Reign>>,
+}
+
+#[derive(Default)]
+struct Reign {
+    root: Option<Root>,
+    /// Guests of this root.
+    partitions: Vec<u32>,
+}
+
+impl Succession {
+    /// Lets `root` be the one that guests find.
+    pub fn crown(&self, root: Root) {
+        *self.reign() = Reign { root: Some(root), partitions: Vec::new() };
+    }
+
+    /// Ends the root: its guests see their link end.
+    pub fn kill(&self) {
+        let reign = std::mem::take(&mut *self.reign());
+        if let Some(root) = reign.root {
+            for partition in reign.partitions {
+                root.detach(partition);
+            }
+        }
+    }
+
+    /// Joins as guest `name`, to outlive its root if `builder` says so.
+    ///
+    /// # Errors
+    /// As [`GuestBuilder::attach`].
+    pub async fn join(&self, name: &str, builder: GuestBuilder) -> Result<Guest, Error> {
+        let options = GuestOptions::named(name);
+        let first = self.attach(&options, None)?;
+        let (succession, mut latest) = (self.clone(), Arc::clone(&first));
+        let again = move || {
+            latest = succession.attach(&options, Some(&latest))?;
+            Ok(Arc::clone(&latest) as Arc<dyn GuestEnd>)
+        };
+        builder.attach_again_by(first, again).await
+    }
+
+    fn attach(
+        &self,
+        options: &GuestOptions,
+        before: Option<&ControlGuest>,
+    ) -> Result<Arc<ControlGuest>, LinkError> {
+        let mut reign = self.reign();
+        let root = reign.root.clone().ok_or(LinkError::Gone)?;
+        let id = root.next_partition();
+        let (end, guest) = match before {
+            None => local::pair(options, id)?,
+            Some(before) => local::pair_again(options, before, id)?,
+        };
+        reign.partitions.push(root.attach(Arc::new(end)));
+        Ok(Arc::new(guest))
+    }
+
+    fn reign(&self) -> MutexGuard<'_, Reign> {
+        self.reign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A guest without rules: posts any message, fills any ring.

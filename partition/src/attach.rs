@@ -5,19 +5,20 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use vmbus_core::memory::SharedMemory;
 
 use crate::base::BaseRoot;
 use crate::control_area::{ControlArea, End};
-use crate::control_link::{ControlLink, WireIn, WireOut};
+use crate::control_link::{ControlLink, WireIn, WireOut, lock};
 use crate::doorbell::{Bell, BellKind, BellReceiver};
 use crate::frame::{GuestFrame, Hello, MAX_NAME, MemoryRange, RefusedWhat, RootFrame};
 use crate::gpa::{GpaSpace, Region};
-use crate::guest_link::{ControlGuest, FIRST_GPA, GuestMemory, GuestOptions};
+use crate::guest_link::{ControlGuest, GuestMemory, GuestOptions, KeptMemory};
 use crate::link::{Credentials, GuestInfo, LinkError, PartitionInfo, RootEnd};
 use crate::listener;
 use crate::local::bells;
@@ -357,10 +358,32 @@ fn identify(socket: &UnixStream) -> (Option<Credentials>, Option<Arc<OwnedFd>>) 
 /// # Errors
 /// [`LinkError::Refused`] with the root's reason; [`LinkError::NoAnswer`]; the system's where nobody listens.
 pub fn connect(path: impl AsRef<Path>, options: &GuestOptions) -> Result<ControlGuest, LinkError> {
+    attach(connection(path.as_ref(), options)?, options)
+}
+
+/// Attaches a guest again whose root has gone, with the memory that it has: all that is allocated of it stays, at the
+/// guest-physical addresses where it is (`docs/src/protocol/attach.md`, "Attaching again").
+///
+/// The memory must not be in the hands of the old root any more, which is so once `before.peer_process()` is readable:
+/// a socket that has hung up does not say as much.
+///
+/// # Errors
+/// As [`connect`].
+pub fn reconnect(
+    path: impl AsRef<Path>,
+    options: &GuestOptions,
+    before: &ControlGuest,
+) -> Result<ControlGuest, LinkError> {
+    let socket = connection(path.as_ref(), options)?;
+    introduce(socket, options, Arc::clone(before.kept_memory()), before.domain_size())
+}
+
+/// A connection to the root that listens at `path`.
+fn connection(path: &Path, options: &GuestOptions) -> Result<UnixStream, LinkError> {
     let deadline = Instant::now() + Duration::from_secs(options.patience);
     loop {
-        match listener::connect(path.as_ref()) {
-            Ok(socket) => return attach(socket, options),
+        match listener::connect(path) {
+            Ok(socket) => return Ok(socket),
             // Somebody listens, and more want to attach than its queue holds.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(source) => return Err(LinkError::System { what: "connecting to the root", source }),
@@ -377,18 +400,27 @@ pub fn connect(path: impl AsRef<Path>, options: &GuestOptions) -> Result<Control
 /// # Errors
 /// As [`connect`].
 pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest, LinkError> {
+    let (memory, _file) = GuestMemory::new(options.memory)?;
+    introduce(socket, options, Arc::new(Mutex::new(memory)), options.memory)
+}
+
+fn introduce(
+    socket: UnixStream,
+    options: &GuestOptions,
+    memory: KeptMemory,
+    domain_size: u64,
+) -> Result<ControlGuest, LinkError> {
     socket.set_nonblocking(true).map_err(LinkError::system("preparing a connection"))?;
     let (_, peer) = identify(&socket);
     let socket = Arc::new(OwnedFd::from(socket));
     let mut writer = FrameWriter::new(Arc::clone(&socket));
     let mut reader = FrameReader::new(socket);
-    let (memory, file) = GuestMemory::new(options.memory)?;
     let area = ControlArea::create(options.workers, options.vps)?;
     let (bells, theirs) = bells(BellKind::Event, options.workers)?;
 
     let copy =
         |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(LinkError::system("duplicating a descriptor"));
-    let regions = vec![MemoryRange { gpa: FIRST_GPA, size: file.size(), fd_offset: 0 }];
+    let (regions, file) = described(&memory)?;
     let hello = Hello { num_vps: options.vps.into(), tsc_hz: 0, ref_time: 0, regions };
     let mut bytes = Vec::new();
     GuestFrame::Hello(hello).emit(&mut bytes);
@@ -426,7 +458,20 @@ pub fn attach(socket: UnixStream, options: &GuestOptions) -> Result<ControlGuest
     };
     let wires = (WireIn::Socket(reader), WireOut::Socket(writer));
     let link = ControlLink::new(End::Guest, area, bells, own_bells, wires);
-    Ok(ControlGuest::new(link, info, memory, peer, options.memory))
+    ControlGuest::new(link, info, memory, peer, domain_size)
+}
+
+/// The memory of domain 0 as HELLO describes it.
+fn described(memory: &KeptMemory) -> Result<(Vec<MemoryRange>, Memfd), LinkError> {
+    let memory = lock(memory);
+    let (regions, _) = memory.regions();
+    let file = regions.first().map(|region| region.mapping.file().clone());
+    let ranges = regions.iter().map(|region| MemoryRange {
+        gpa: region.gpa,
+        size: region.mapping.size() as u64,
+        fd_offset: region.mapping.file_offset(),
+    });
+    Ok((ranges.collect(), file.ok_or(LinkError::Protocol("has no memory"))?))
 }
 
 /// What is handed over of bells whose other ends we ring.

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
+use vmbus_core::memory::SharedMemory;
+
 use crate::allocator::{AllocError, PageAllocator, SharedPages};
 use crate::control_link::{ControlLink, Incoming, lock};
 use crate::event::{GuestEvent, RootEvent};
@@ -48,10 +50,15 @@ impl GuestOptions {
 pub struct ControlGuest {
     link: ControlLink<RootEvent, GuestEvent>,
     info: GuestInfo,
-    memory: Mutex<GuestMemory>,
+    memory: KeptMemory,
+    /// Which of the attachments with this memory it is: memory comes and goes by the last alone.
+    attachment: u32,
     peer: Option<Arc<OwnedFd>>,
     domain_size: u64,
 }
+
+/// A guest's memory, which may live longer than one attachment.
+pub(crate) type KeptMemory = Arc<Mutex<GuestMemory>>;
 
 /// The memory a guest has made, by sharing domain.
 #[derive(Debug)]
@@ -59,6 +66,8 @@ pub(crate) struct GuestMemory {
     space: Arc<GpaSpace>,
     domains: BTreeMap<u32, PageAllocator>,
     next_gpa: u64,
+    /// Attachments so far.
+    attachments: u32,
 }
 
 impl GuestMemory {
@@ -69,11 +78,13 @@ impl GuestMemory {
         let region = Region { gpa: FIRST_GPA, domain: 0, mapping: mapping.clone() };
         let space = Arc::new(GpaSpace::new(vec![region], DEFAULT_RING_MAPS)?);
         let domains = BTreeMap::from([(0, PageAllocator::new(FIRST_GPA, 0, mapping))]);
-        Ok((Self { space, domains, next_gpa: FIRST_GPA + file.size() }, file))
+        Ok((Self { space, domains, next_gpa: FIRST_GPA + file.size(), attachments: 0 }, file))
     }
 
-    pub(crate) fn space(&self) -> &Arc<GpaSpace> {
-        &self.space
+    /// The memory of domain 0, as HELLO describes it, and that of the other domains.
+    pub(crate) fn regions(&self) -> (Vec<&Region>, Vec<&Region>) {
+        let own = |region: &&Region| self.domains.contains_key(&region.domain);
+        self.space.regions().iter().filter(own).partition(|region| region.domain == 0)
     }
 }
 
@@ -81,11 +92,40 @@ impl ControlGuest {
     pub(crate) fn new(
         link: ControlLink<RootEvent, GuestEvent>,
         info: GuestInfo,
-        memory: GuestMemory,
+        memory: KeptMemory,
         peer: Option<Arc<OwnedFd>>,
         domain_size: u64,
-    ) -> Self {
-        Self { link, info, memory: Mutex::new(memory), peer, domain_size }
+    ) -> Result<Self, LinkError> {
+        let mut kept = lock(&memory);
+        for region in kept.regions().1 {
+            link.send_event(GuestEvent::MemoryAdd {
+                range: MemoryRange {
+                    gpa: region.gpa,
+                    size: region.mapping.size() as u64,
+                    fd_offset: region.mapping.file_offset(),
+                },
+                domain: region.domain,
+                file: region.mapping.file().clone(),
+            })?;
+        }
+        kept.attachments += 1;
+        let attachment = kept.attachments;
+        drop(kept);
+        Ok(Self { link, info, memory, attachment, peer, domain_size })
+    }
+
+    /// This guest's memory, for an attachment that takes this one's place.
+    pub(crate) fn kept_memory(&self) -> &KeptMemory {
+        &self.memory
+    }
+
+    pub(crate) fn domain_size(&self) -> u64 {
+        self.domain_size
+    }
+
+    /// Memory is added and removed by the last attachment alone: others would tell a root that is gone.
+    fn check_attached(&self, memory: &GuestMemory) -> Result<(), LinkError> {
+        if self.attachment == memory.attachments { Ok(()) } else { Err(LinkError::Gone) }
     }
 
     /// The allocator of a domain; a new domain gets a file of its own, of which the root hears before any message that
@@ -94,6 +134,7 @@ impl ControlGuest {
         if let Some(allocator) = memory.domains.get(&domain) {
             return Ok(allocator.clone());
         }
+        self.check_attached(memory)?;
         let file = Memfd::new("vmbus-domain", self.domain_size)?;
         let mapping = file.map_all()?;
         let gpa = memory.next_gpa;
@@ -122,6 +163,7 @@ impl ControlGuest {
         let Some(region) = memory.space.regions().iter().find(|region| region.domain == domain) else {
             return Err(in_use);
         };
+        self.check_attached(&memory)?;
         let range = MemoryRange { gpa: region.gpa, size: region.mapping.file().size(), fd_offset: 0 };
         let space = memory.space.without(range.gpa, range.size).map_err(LinkError::from)?;
         self.link.send_event(GuestEvent::MemoryRemove { range })?;

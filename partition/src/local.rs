@@ -1,12 +1,12 @@
 //! A partition in this process: both ends over plain memory, without a socket.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::control_area::{ControlArea, End};
-use crate::control_link::{ControlLink, LocalWire, WireIn, WireOut};
+use crate::control_link::{ControlLink, LocalWire, WireIn, WireOut, lock};
 use crate::doorbell::{Bell, BellKind, BellReceiver};
 use crate::gpa::{DEFAULT_RING_MAPS, GpaSpace};
-use crate::guest_link::{ControlGuest, GuestMemory, GuestOptions};
+use crate::guest_link::{ControlGuest, GuestMemory, GuestOptions, KeptMemory};
 use crate::link::{GuestInfo, LinkError, PartitionInfo};
 use crate::root_link::ControlRoot;
 
@@ -15,7 +15,28 @@ use crate::root_link::ControlRoot;
 /// # Errors
 /// Out of descriptors or memory, or options that make no sense.
 pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGuest), LinkError> {
-    let (guest_memory, _file) = GuestMemory::new(options.memory)?;
+    let (memory, _file) = GuestMemory::new(options.memory)?;
+    join(Arc::new(Mutex::new(memory)), options, options.memory, id)
+}
+
+/// As [`pair`], for a guest whose root has gone: it keeps its memory, and all that is allocated of it.
+///
+/// # Errors
+/// As [`pair`].
+pub fn pair_again(
+    options: &GuestOptions,
+    before: &ControlGuest,
+    id: u32,
+) -> Result<(ControlRoot, ControlGuest), LinkError> {
+    join(Arc::clone(before.kept_memory()), options, before.domain_size(), id)
+}
+
+fn join(
+    memory: KeptMemory,
+    options: &GuestOptions,
+    domain_size: u64,
+    id: u32,
+) -> Result<(ControlRoot, ControlGuest), LinkError> {
     let guest_area = ControlArea::create(options.workers, options.vps)?;
     let root_area = guest_area.clone();
     let (root_rings, guest_hears) = bells(BellKind::Event, options.vps)?;
@@ -23,7 +44,8 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
     let (to_root, to_guest) = (Arc::new(LocalWire::new()), Arc::new(LocalWire::new()));
 
     // One mapping serves both ends, so that a race detector, which knows addresses only, sees them meet.
-    let root_memory = Arc::new(GpaSpace::new(guest_memory.space().regions().to_vec(), DEFAULT_RING_MAPS)?);
+    let regions = lock(&memory).regions().0.into_iter().cloned().collect();
+    let root_memory = Arc::new(GpaSpace::new(regions, DEFAULT_RING_MAPS)?);
 
     let (vps, workers) = (u32::from(options.vps), u32::from(options.workers));
     let name = options.name.clone();
@@ -43,13 +65,8 @@ pub fn pair(options: &GuestOptions, id: u32) -> Result<(ControlRoot, ControlGues
 
     let wires = (WireIn::Local(to_guest), WireOut::Local { wire: to_root, frames: 0 });
     let link = ControlLink::new(End::Guest, guest_area, guest_rings, guest_hears, wires);
-    let guest = ControlGuest::new(
-        link,
-        GuestInfo { name, id, vps, workers, takes_gifts: true },
-        guest_memory,
-        None,
-        options.memory,
-    );
+    let info = GuestInfo { name, id, vps, workers, takes_gifts: true };
+    let guest = ControlGuest::new(link, info, memory, None, domain_size)?;
     Ok((root, guest))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use vmbus_ringbuf::{GpaRange, Outgoing};
 
+use super::in_flight::Replay;
 use super::{Channel, Completions, Pending, Reply, Request, gpa_range, replies};
 use crate::buffer::BufferRange;
 use crate::error::ChannelError;
@@ -77,17 +78,18 @@ impl BlockingChannel {
         let ranges: replies::Held = ranges.into_iter().collect();
         let pending = Pending::start(&self.channel.core, ranges.clone());
         if ranges.is_empty() {
-            self.channel.core.send_blocking(&Outgoing::request(pending.id, payload))?;
+            self.channel.core.send_blocking(&Outgoing::request(pending.id, payload), Replay::Again)?;
         } else {
             let ranges: smallvec::SmallVec<[GpaRange<'_>; 4]> = ranges.iter().map(gpa_range).collect();
-            self.channel.core.send_blocking(&Outgoing::gpa_direct(pending.id, &ranges, payload))?;
+            let packet = Outgoing::gpa_direct(pending.id, &ranges, payload);
+            self.channel.core.send_blocking(&packet, Replay::Again)?;
         }
         Ok(pending.sent())
     }
 
     /// Sends as many of `requests` (tag, payload, memory) as there is room for now, with one signal at most; gives how
     /// many. Their replies come by [`replies`](Self::replies), with their tags. At least one is sent if any is given:
-    /// for that this waits.
+    /// for that this waits. What a dying root has not answered runs again on a channel that survives that.
     ///
     /// # Errors
     /// As [`Channel::send`].
@@ -108,7 +110,7 @@ impl BlockingChannel {
     /// # Errors
     /// As [`Channel::notify`].
     pub fn notify(&self, payload: &[u8]) -> Result<(), ChannelError> {
-        self.channel.core.send_blocking(&Outgoing::in_band(payload))
+        self.channel.core.send_blocking(&Outgoing::in_band(payload), Replay::Never)
     }
 
     /// Reads the ring once and hands replies to their [`Pending`].

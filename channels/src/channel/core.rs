@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
-use vmbus_partition::RingMapping;
+use vmbus_partition::{GuestPages, RingMapping};
 use vmbus_ringbuf::{Consumer, MAX_PACKET_SIZE, Producer, RingFault, packet_size};
 
 use super::receiving::Incoming;
@@ -44,7 +44,8 @@ impl Limits {
 /// The shared half of a channel. Locks are taken in the order incoming, stream, outgoing,
 /// replies.
 pub(crate) struct Core {
-    pub(super) side: Arc<Side>,
+    /// Our side of the link where we are the root; a guest's changes with its root, and is beside the rings.
+    root: Option<Arc<Side>>,
     pub(super) wait: Wait,
     pub(super) limits: Limits,
     pub(super) incoming: Mutex<Incoming>,
@@ -64,8 +65,10 @@ pub(crate) struct Core {
     pub(super) abandoned: OnceLock<Bytes>,
     /// Nobody receives: packets that want no answer are dropped.
     pub(super) deaf: AtomicBool,
-    /// Why the peer ended it, if it said so.
+    /// Why it ended, where that is more than an orderly end.
     why: OnceLock<Box<str>>,
+    /// It should have gone on with another root, and has not.
+    lost: AtomicBool,
     /// One of [`Phase`].
     pub(super) phase: AtomicU8,
     /// What the session has to remember.
@@ -78,13 +81,15 @@ pub(crate) struct Core {
     pub(super) storms: Storms,
 }
 
-/// How far a channel is from its end. Never goes back.
+/// How far a channel is from its end. Goes back from [`Suspended`](Self::Suspended) alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
     Open,
     /// No request is taken any more; those that were are answered.
     Saving,
+    /// The root is gone, and another may come: nobody touches the rings.
+    Suspended,
     Closed,
 }
 
@@ -111,14 +116,14 @@ impl Core {
         outgoing: Producer<RingMapping>,
         limits: Limits,
     ) -> Result<Arc<Self>, RingFault> {
-        let mut outgoing = Outgoing::new(outgoing);
+        let mut outgoing = Outgoing::new(Arc::clone(&side), outgoing);
         let grants = outgoing.reserve(limits.requests, limits.completion_size())?;
         Ok(Arc::new(Self {
             capacity: outgoing.capacity(),
+            root: side.is_root().then(|| Arc::clone(&side)),
             wait: Wait::new(Arc::clone(&side), area),
-            side,
             limits,
-            incoming: Mutex::new(Incoming::new(incoming, grants)),
+            incoming: Mutex::new(Incoming::new(side, incoming, grants)),
             outgoing: Mutex::new(outgoing),
             replies: Mutex::default(),
             stream: OnceLock::new(),
@@ -128,6 +133,7 @@ impl Core {
             abandoned: OnceLock::new(),
             deaf: AtomicBool::new(false),
             why: OnceLock::new(),
+            lost: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Open as u8),
             session_state: OnceLock::new(),
             nudges: AtomicU64::new(0),
@@ -139,20 +145,67 @@ impl Core {
 
     /// Signals to the guest go to another of its processors from now on.
     pub(crate) fn retarget(&self, vp: u32) {
-        self.side.retarget(vp);
+        if let Some(side) = &self.root {
+            side.retarget(vp);
+        }
     }
 
-    pub(crate) fn side(&self) -> &Side {
-        &self.side
+    /// Whether the peer has to be told of writes to its memory.
+    pub(super) fn tells_writes(&self) -> bool {
+        self.root.as_ref().is_some_and(|side| side.tells_writes())
+    }
+
+    /// Tells the peer that these pages were written, and waits until it has seen it.
+    pub(super) async fn tell_written(&self, pages: &[GuestPages]) {
+        if let Some(side) = &self.root {
+            side.tell_written(pages).await;
+        }
+    }
+
+    /// Our side of the link at present.
+    pub(crate) fn side(&self) -> Arc<Side> {
+        match &self.root {
+            Some(side) => Arc::clone(side),
+            None => Arc::clone(&lock(&self.outgoing).side),
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.phase.load(Ordering::Acquire) == Phase::Closed as u8
     }
 
-    /// Whether nobody is to take requests any more.
+    /// Whether nobody is to take requests at present, or any more.
     pub(super) fn is_ending(&self) -> bool {
         self.phase.load(Ordering::Acquire) != Phase::Open as u8
+    }
+
+    /// Whether the rings may be touched.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.phase.load(Ordering::Acquire) <= Phase::Saving as u8
+    }
+
+    /// From one phase to another, if it is in that one.
+    pub(super) fn turn(&self, from: Phase, to: Phase) -> bool {
+        self.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    /// Closes a channel that should have gone on with another root, and lets everybody know why it has not.
+    pub(crate) fn end(&self, why: &str) {
+        if !self.is_closed() {
+            let _ = self.why.set(why.into());
+            self.lost.store(true, Ordering::Release);
+        }
+        self.close();
+    }
+
+    /// What to say to those who use a channel that is closed.
+    #[cold]
+    pub(super) fn ended(&self) -> ChannelError {
+        match self.why.get().filter(|_| self.lost.load(Ordering::Acquire)) {
+            Some(reason) => ChannelError::NotResumed { reason: reason.to_string() },
+            None => ChannelError::Closed,
+        }
     }
 
     /// The peer says why it is about to end the channel. Only the first reason counts.
@@ -236,6 +289,11 @@ impl Core {
         {
             self.nudge();
         }
+    }
+
+    /// Whether requests of the peer are neither completed nor dropped.
+    pub(super) fn has_requests(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) > 0
     }
 
     /// Whether the requests in flight are so large that some have to end before another is taken.

@@ -3,6 +3,7 @@
 mod blocking;
 mod core;
 mod flow;
+mod in_flight;
 mod receiving;
 mod replies;
 mod request;
@@ -12,6 +13,7 @@ mod side;
 mod storms;
 mod stream;
 mod subchannels;
+mod survival;
 mod wait;
 mod writes;
 
@@ -24,6 +26,7 @@ use vmbus_ringbuf::{GpaRange, Outgoing, OutgoingKind, Pfns, TransferRange};
 pub use self::blocking::{BlockingChannel, Tagged};
 pub(crate) use self::core::{Core, Limits};
 pub(crate) use self::flow::spin_for;
+pub use self::in_flight::Replay;
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
 pub(crate) use self::saving::SavedChannel;
@@ -113,18 +116,33 @@ impl Channel {
         payload: &[u8],
         ranges: impl IntoIterator<Item = BufferRange>,
     ) -> Result<Pending, ChannelError> {
+        self.send_with(payload, ranges, Replay::Again).await
+    }
+
+    /// [`send`](Self::send), with a word on what happens to the request if the root dies before it answers. It counts
+    /// where the channel survives that ([`OpenOptions::on_resume`](crate::OpenOptions::on_resume)).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_with(
+        &self,
+        payload: &[u8],
+        ranges: impl IntoIterator<Item = BufferRange>,
+        replay: Replay,
+    ) -> Result<Pending, ChannelError> {
         let ranges: replies::Held = ranges.into_iter().collect();
         let pending = Pending::start(&self.core, ranges.clone());
-        with_packet(pending.id, payload, &ranges, async |packet| self.core.send(&packet).await).await?;
+        with_packet(pending.id, payload, &ranges, async |packet| self.core.send(&packet, replay).await)
+            .await?;
         Ok(pending.sent())
     }
 
-    /// Sends a packet that nobody answers.
+    /// Sends a packet that nobody answers. One that a dying root has not read is lost, whatever the channel survives.
     ///
     /// # Errors
     /// As [`send`](Self::send).
     pub async fn notify(&self, payload: &[u8]) -> Result<(), ChannelError> {
-        self.core.send(&Outgoing::in_band(payload)).await
+        self.core.send(&Outgoing::in_band(payload), Replay::Never).await
     }
 
     /// Sends a request that refers to `ranges` of transfer-page set `set_id`.
@@ -137,11 +155,20 @@ impl Channel {
         ranges: &[TransferRange],
         payload: &[u8],
     ) -> Result<Pending, ChannelError> {
+        self.send_transfer_pages_with(set_id, ranges, payload, Replay::Again).await
+    }
+
+    pub(crate) async fn send_transfer_pages_with(
+        &self,
+        set_id: u16,
+        ranges: &[TransferRange],
+        payload: &[u8],
+        replay: Replay,
+    ) -> Result<Pending, ChannelError> {
         let pending = Pending::start(&self.core, replies::Held::new());
         let kind = OutgoingKind::TransferPages { set_id, ranges };
-        self.core
-            .send(&Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload })
-            .await?;
+        let packet = Outgoing { kind, transaction_id: pending.id, completion_requested: true, payload };
+        self.core.send(&packet, replay).await?;
         Ok(pending.sent())
     }
 
@@ -230,7 +257,8 @@ impl Pending {
     /// The completion's payload, a multiple of 8 bytes.
     ///
     /// # Errors
-    /// [`ChannelError::Closed`] if the channel ended before the peer answered.
+    /// [`ChannelError::Closed`] if the channel ended before the peer answered; [`ChannelError::Interrupted`] if the root
+    /// died before and the request must not run again.
     pub async fn reply(mut self) -> Result<Reply, ChannelError> {
         let reply = self.core.reply(self.id).await?;
         self.state = PendingState::Answered;
@@ -251,9 +279,9 @@ impl Pending {
     /// [`BlockingChannel::poll_replies`].
     ///
     /// # Errors
-    /// The request itself, still pending.
+    /// The request itself, still pending: also for one that was interrupted, of which [`reply`](Self::reply) tells.
     pub fn try_reply(mut self) -> Result<Reply, Self> {
-        let reply = core::lock(&self.core.replies).take(self.id);
+        let reply = core::lock(&self.core.replies).take_reply(self.id);
         match reply {
             Some(reply) => {
                 self.state = PendingState::Answered;

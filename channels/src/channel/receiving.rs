@@ -15,8 +15,9 @@ use vmbus_ringbuf::{Consumer, Packet, PacketKind, SavedConsumer};
 
 use super::core::{Core, lock};
 use super::flow::{Flow, Hold, spin_for};
-use super::replies::Reply;
+use super::replies::{Interrupted, Reply};
 use super::request::{Attached, Request};
+use super::side::Side;
 use crate::error::ChannelError;
 use crate::policy::{Limits, WallTime};
 use crate::spin::{Spin, Spinner};
@@ -25,16 +26,21 @@ use crate::spin::{Spin, Spinner};
 pub(super) const GRANTS_AT_ONCE: usize = 32;
 /// Requests that wait in private memory because somebody looked for replies only. More stay in the ring.
 const QUEUED_AT_MOST: usize = 64;
+/// Descriptor and trailer.
+const SMALLEST_PACKET: usize = 24;
 /// Looks in vain after which the space of packets already taken is given back.
 const LOOKS_BEFORE_PUBLISHING: u32 = 64;
 
 /// The ring from the peer. Whoever holds the lock reads for everybody.
 pub(super) struct Incoming {
+    pub(super) side: Arc<Side>,
+    /// How many roots there have been.
+    pub(super) epoch: u32,
     pub(super) consumer: Consumer<RingMapping>,
     masked: bool,
     /// Requests that may be taken before completion space must be set aside again.
     grants: usize,
-    queued: VecDeque<Request>,
+    pub(super) queued: VecDeque<Request>,
     /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
     memory: Option<Arc<GpaSpace>>,
     pub(super) spinner: Spinner,
@@ -43,8 +49,10 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(consumer: Consumer<RingMapping>, grants: usize) -> Self {
+    pub(super) fn new(side: Arc<Side>, consumer: Consumer<RingMapping>, grants: usize) -> Self {
         Self {
+            side,
+            epoch: 0,
             consumer,
             masked: false,
             grants,
@@ -98,6 +106,14 @@ pub(super) enum Nothing {
     AtLimit,
     /// There is one, and policy lets it wait.
     Held(Hold),
+    /// There is no root at present.
+    NoRoot,
+}
+
+/// Why the ring must not be touched.
+enum Untouchable {
+    Closed,
+    Suspended,
 }
 
 impl Nothing {
@@ -106,7 +122,7 @@ impl Nothing {
         match self {
             Self::Held(Hold::Until(due)) => Box::pin(sleep_until(*due)).await,
             Self::Held(Hold::GiveWay) => yield_now().await,
-            Self::Empty | Self::NoReply | Self::NoRoom | Self::AtLimit => pending().await,
+            Self::Empty | Self::NoReply | Self::NoRoom | Self::AtLimit | Self::NoRoot => pending().await,
         }
     }
 
@@ -115,7 +131,7 @@ impl Nothing {
         match self {
             Self::Held(Hold::Until(due)) => Some(due.saturating_duration_since(tokio::time::Instant::now())),
             Self::Held(Hold::GiveWay) => Some(Duration::ZERO),
-            Self::Empty | Self::NoReply | Self::NoRoom | Self::AtLimit => None,
+            Self::Empty | Self::NoReply | Self::NoRoom | Self::AtLimit | Self::NoRoot => None,
         }
     }
 }
@@ -179,13 +195,22 @@ impl Core {
         at_most: usize,
         into: &mut impl Extend<Request>,
     ) -> Result<usize, ChannelError> {
-        let mut incoming = self.enter()?;
+        let mut incoming = match self.enter() {
+            Ok(incoming) => incoming,
+            Err(Untouchable::Closed) => return Err(self.ended()),
+            Err(Untouchable::Suspended) => return Ok(0),
+        };
         let mut taken = 0;
         while taken < at_most && !self.is_ending() {
             match self.next_request(&mut incoming)? {
                 Ok(request) => into.extend([request]),
                 Err(
-                    Nothing::Empty | Nothing::NoReply | Nothing::NoRoom | Nothing::AtLimit | Nothing::Held(_),
+                    Nothing::Empty
+                    | Nothing::NoReply
+                    | Nothing::NoRoom
+                    | Nothing::AtLimit
+                    | Nothing::Held(_)
+                    | Nothing::NoRoot,
                 ) => break,
             }
             taken += 1;
@@ -196,17 +221,25 @@ impl Core {
 
     /// Looks for a request as long as looking pays. `Ok(Ok(None))`: closed.
     fn look_for_request(self: &Arc<Self>) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
-        let Ok(mut incoming) = self.enter() else { return Ok(Ok(None)) };
+        let mut incoming = match self.enter() {
+            Ok(incoming) => incoming,
+            Err(Untouchable::Closed) => return self.closed_request(),
+            Err(Untouchable::Suspended) => return Ok(Err(Nothing::NoRoot)),
+        };
         let mut spinner = incoming.spinner.clone();
         let mut looks = 0;
         let mut nothing = Nothing::Empty;
         let found = spinner.look(|| {
             if self.is_ending() {
-                return Some(Ok(None));
+                return Some(if self.is_suspended() {
+                    Ok(Err(Nothing::NoRoot))
+                } else {
+                    self.closed_request()
+                });
             }
             looks += 1;
             match self.next_request(&mut incoming) {
-                Ok(Ok(request)) => Some(Ok(Some(request))),
+                Ok(Ok(request)) => Some(Ok(Ok(Some(request)))),
                 Ok(Err(why)) => {
                     nothing = why;
                     self.publish_while_looking(&mut incoming, looks).err().map(Err)
@@ -216,9 +249,14 @@ impl Core {
         });
         incoming.spinner = spinner;
         self.leave(incoming)?;
-        match found {
-            Some(found) => found.map(Ok),
-            None => Ok(Err(nothing)),
+        found.unwrap_or(Ok(Err(nothing)))
+    }
+
+    /// What a receiver is told of a channel that is closed: nothing, unless somebody has to know why.
+    fn closed_request(&self) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
+        match self.ended() {
+            ChannelError::Closed => Ok(Ok(None)),
+            error => Err(error),
         }
     }
 
@@ -261,11 +299,12 @@ impl Core {
     /// The reply to `id` if it is there, or comes while looking pays.
     fn look_for_reply(self: &Arc<Self>, id: u64, spin: bool) -> Result<Option<Reply>, ChannelError> {
         if let Some(reply) = lock(&self.replies).take(id) {
-            return Ok(Some(reply));
+            return reply.map(Some).map_err(|Interrupted| ChannelError::Interrupted);
         }
         // Whoever holds the ring hands us our reply, too.
         let Ok(incoming) = self.incoming.try_lock() else { return Ok(None) };
-        self.route_until(self.entered(incoming)?, spin, || lock(&self.replies).take(id))
+        let found = self.route_until(self.entered(incoming), spin, || lock(&self.replies).take(id))?;
+        found.transpose().map_err(|Interrupted| ChannelError::Interrupted)
     }
 
     /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
@@ -292,7 +331,7 @@ impl Core {
         into: &mut Vec<(u64, Reply)>,
         spin: bool,
     ) -> Result<usize, ChannelError> {
-        let found = self.route_until(self.enter()?, spin, || {
+        let found = self.route_until(self.enter(), spin, || {
             let count = lock(&self.replies).take_tagged(into);
             (count > 0).then_some(count)
         })?;
@@ -301,27 +340,33 @@ impl Core {
 
     /// Hands out all completions that are there; requests wait for who receives them.
     pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
-        self.route_until(self.enter()?, false, || Some(())).map(drop)
+        self.route_until(self.enter(), false, || Some(())).map(drop)
     }
 
     /// Hands out completions until `found` gives something: once, or, with `spin`, as long as looking pays.
     fn route_until<T>(
         self: &Arc<Self>,
-        mut incoming: MutexGuard<'_, Incoming>,
+        incoming: Result<MutexGuard<'_, Incoming>, Untouchable>,
         spin: bool,
         mut found: impl FnMut() -> Option<T>,
     ) -> Result<Option<T>, ChannelError> {
+        let mut incoming = match incoming {
+            Ok(incoming) => incoming,
+            Err(Untouchable::Closed) => return Err(self.ended()),
+            // What came before the root went is there all the same.
+            Err(Untouchable::Suspended) => return Ok(found()),
+        };
         let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
         let mut looks = 0;
         let result = spinner.look(|| {
-            if self.is_closed() {
-                return Some(Err(ChannelError::Closed));
+            if !self.is_open() {
+                return Some(if self.is_closed() { Err(self.ended()) } else { Ok(found()) });
             }
             looks += 1;
             match self.route(&mut incoming) {
                 // Looking in vain is most of what a spinning thread does: one load. Replies come this way only.
                 Ok(false) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
-                Ok(_) => found().map(Ok),
+                Ok(_) => found().map(|found| Ok(Some(found))),
                 Err(error) => Some(Err(error)),
             }
         });
@@ -329,7 +374,7 @@ impl Core {
             incoming.spinner = spinner;
         }
         self.leave(incoming)?;
-        result.transpose()
+        result.unwrap_or(Ok(None))
     }
 
     /// Takes what is there; whether there was anything.
@@ -423,11 +468,12 @@ impl Core {
                 Next::Routed
             }
             PacketKind::InBand | PacketKind::GpaDirect | PacketKind::TransferPages => {
-                Next::Request(self.request(&packet, &mut incoming.memory)?)
+                let Incoming { side, epoch, memory, .. } = incoming;
+                Next::Request(self.request(&packet, *epoch, side, memory)?)
             }
         };
         if incoming.consumer.publish_if_due()?.is_ring() {
-            self.side.ring();
+            incoming.side.ring();
         }
         Ok(next)
     }
@@ -435,6 +481,8 @@ impl Core {
     fn request(
         self: &Arc<Self>,
         packet: &Packet<'_, RingMapping>,
+        epoch: u32,
+        side: &Side,
         memory: &mut Option<Arc<GpaSpace>>,
     ) -> Result<Request, ChannelError> {
         let mut payload = SmallVec::from_elem(0, packet.payload_len());
@@ -449,10 +497,10 @@ impl Core {
                 let find =
                     |memory: &Arc<GpaSpace>| ranges.ranges().map(|range| memory.pages(range)).collect();
                 let mut pages: Result<SmallVec<[GuestPages; 1]>, _> =
-                    find(memory.get_or_insert_with(|| self.side.memory()));
+                    find(memory.get_or_insert_with(|| side.memory()));
                 if pages.is_err() {
                     // Memory may have come since.
-                    pages = find(memory.insert(self.side.memory()));
+                    pages = find(memory.insert(side.memory()));
                 }
                 Attached::Pages(pages?)
             }
@@ -464,22 +512,23 @@ impl Core {
                 Attached::Transfer { set_id: pages.set_id(), ranges }
             }
         };
-        let (id, bytes) = (packet.transaction_id, header.len() + payload.len());
+        let (id, bytes) = ((packet.transaction_id, epoch), header.len() + payload.len());
         Ok(Request::new(self, id, packet.completion_requested, payload, attached, bytes))
     }
 
-    /// Takes the ring, masked, unless the channel is closed. Nobody touches the memory of a closed channel's rings
-    /// after [`close`](Self::close) and one more lock of `incoming`, so that it can be used for something else.
-    fn enter(&self) -> Result<MutexGuard<'_, Incoming>, ChannelError> {
+    /// Takes the ring, masked, unless the channel is closed or suspended. Nobody touches the memory of such a channel's
+    /// rings after [`close`](Self::close) or [`suspend`](Self::suspend) and one more lock of `incoming`, so that it can
+    /// be used for something else.
+    fn enter(&self) -> Result<MutexGuard<'_, Incoming>, Untouchable> {
         self.entered(lock(&self.incoming))
     }
 
     fn entered<'a>(
         &self,
         mut incoming: MutexGuard<'a, Incoming>,
-    ) -> Result<MutexGuard<'a, Incoming>, ChannelError> {
-        if self.is_closed() {
-            return Err(ChannelError::Closed);
+    ) -> Result<MutexGuard<'a, Incoming>, Untouchable> {
+        if !self.is_open() {
+            return Err(if self.is_closed() { Untouchable::Closed } else { Untouchable::Suspended });
         }
         incoming.mask();
         Ok(incoming)
@@ -488,7 +537,7 @@ impl Core {
     /// Gives ring space back while looking, but late: publishing moves a cache line that the peer is writing.
     fn publish_while_looking(&self, incoming: &mut Incoming, looks: u32) -> Result<(), ChannelError> {
         if looks == LOOKS_BEFORE_PUBLISHING && incoming.consumer.publish()?.is_ring() {
-            self.side.ring();
+            incoming.side.ring();
         }
         Ok(())
     }
@@ -496,7 +545,7 @@ impl Core {
     /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
     fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
         incoming.memory = None;
-        while !self.is_closed()
+        while self.is_open()
             && incoming.masked
             && self.parked.load(Ordering::Relaxed) > 0
             && self.unmask(&mut incoming)?
@@ -516,25 +565,25 @@ impl Core {
         incoming.masked = false;
         let unmasked = incoming.consumer.unmask()?;
         if unmasked.signal.is_ring() {
-            self.side.ring();
+            incoming.side.ring();
         }
         Ok(unmasked.unread)
     }
 
     /// The look after which a sleeper may sleep: `true` if there is something to do instead.
     pub(super) fn last_look(self: &Arc<Self>, nothing: &Nothing) -> bool {
-        if self.is_closed() {
+        if !self.is_open() {
             return true;
         }
         match nothing {
             Nothing::Empty => {
                 let mut incoming = lock(&self.incoming);
-                self.is_closed() || !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
+                !self.is_open() || !incoming.queued.is_empty() || self.unmask(&mut incoming).unwrap_or(true)
             }
             Nothing::NoReply => {
                 let mut incoming = lock(&self.incoming);
                 // With the queue full there is nothing that this sleeper could read: who receives goes on for it.
-                self.is_closed()
+                !self.is_open()
                     || (incoming.queued.len() < QUEUED_AT_MOST && self.unmask(&mut incoming).unwrap_or(true))
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
@@ -543,7 +592,26 @@ impl Core {
             Nothing::AtLimit => {
                 self.in_flight.load(Ordering::Relaxed) < self.limits.requests && !self.holds_too_much()
             }
+            // There is one now.
+            Nothing::NoRoot => true,
         }
+    }
+
+    /// Takes the completions that a root published before it went, and drops its requests, which nobody waits for any
+    /// more. The channel must be suspended, and the root must not write any more.
+    pub(super) fn drain(self: &Arc<Self>) -> Result<(), ChannelError> {
+        let mut incoming = lock(&self.incoming);
+        let mut left = self.capacity / SMALLEST_PACKET;
+        while left > 0 && incoming.consumer.has_unread()? {
+            match self.next(&mut incoming)? {
+                Next::Request(_) | Next::Routed => left -= 1,
+                Next::Empty => break,
+            }
+        }
+        let queued = incoming.take_queued();
+        drop(incoming);
+        drop(queued);
+        Ok(())
     }
 
     pub(super) fn slept(&self, since: Instant) {

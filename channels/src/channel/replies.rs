@@ -40,11 +40,22 @@ enum State {
         _held: Held,
     },
     Done(Reply),
+    /// Nobody knows whether it ran, and it must not run again.
+    Interrupted,
+}
+
+/// The index of the slot that an id names; `None` for 0.
+pub(super) fn slot_of(id: u64) -> Option<usize> {
+    usize::try_from((id & u64::from(u32::MAX)).checked_sub(1)?).ok()
 }
 
 /// The peer completed something that was not in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UnknownId;
+
+/// The peer has gone before it completed the request, which must not run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Interrupted;
 
 impl Replies {
     /// Takes a slot for a request that gives the peer access to `held`.
@@ -112,18 +123,54 @@ impl Replies {
                     waker.wake();
                 }
             }
-            State::Free | State::Done(_) => return Err(UnknownId),
+            State::Free | State::Done(_) | State::Interrupted => return Err(UnknownId),
         }
         Ok(false)
     }
 
-    /// The reply, once, if it has come.
-    pub(crate) fn take(&mut self, id: u64) -> Option<Reply> {
+    /// How request `id` ended, once, if it has.
+    pub(crate) fn take(&mut self, id: u64) -> Option<Result<Reply, Interrupted>> {
         let (index, slot) = self.slot(id).ok()?;
-        let State::Done(reply) = &mut slot.state else { return None };
-        let reply = std::mem::take(reply);
+        let ended = match &mut slot.state {
+            State::Done(reply) => Ok(std::mem::take(reply)),
+            State::Interrupted => Err(Interrupted),
+            State::Free | State::Waiting { .. } | State::Tagged { .. } => return None,
+        };
         self.release(index);
-        Some(reply)
+        Some(ended)
+    }
+
+    /// The reply, once, if it has come.
+    pub(crate) fn take_reply(&mut self, id: u64) -> Option<Reply> {
+        match self.slot(id).map(|(_, slot)| &slot.state) {
+            Ok(State::Done(_)) => self.take(id)?.ok(),
+            Ok(State::Free | State::Waiting { .. } | State::Tagged { .. } | State::Interrupted)
+            | Err(UnknownId) => None,
+        }
+    }
+
+    /// Whether the peer is still to complete request `id`.
+    pub(crate) fn is_waiting(&mut self, id: u64) -> bool {
+        match self.slot(id).map(|(_, slot)| &slot.state) {
+            Ok(State::Waiting { .. } | State::Tagged { .. }) => true,
+            Ok(State::Free | State::Done(_) | State::Interrupted) | Err(UnknownId) => false,
+        }
+    }
+
+    /// Ends request `id`, which the peer will not complete any more.
+    pub(crate) fn interrupt(&mut self, id: u64) {
+        let Ok((index, slot)) = self.slot(id) else { return };
+        match &mut slot.state {
+            State::Waiting { abandoned: true, .. } | State::Tagged { .. } => self.release(index),
+            State::Waiting { waker, .. } => {
+                let waker = waker.take();
+                slot.state = State::Interrupted;
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            State::Free | State::Done(_) | State::Interrupted => {}
+        }
     }
 
     /// Ready when [`take`](Self::take) gives the reply; until then `context` is woken when it does.
@@ -133,7 +180,9 @@ impl Replies {
                 *waker = Some(context.waker().clone());
                 Poll::Pending
             }
-            Ok(State::Free | State::Tagged { .. } | State::Done(_)) | Err(UnknownId) => Poll::Ready(()),
+            Ok(State::Free | State::Tagged { .. } | State::Done(_) | State::Interrupted) | Err(UnknownId) => {
+                Poll::Ready(())
+            }
         }
     }
 
@@ -145,7 +194,7 @@ impl Replies {
                 *waker = None;
                 *abandoned = true;
             }
-            State::Done(_) => self.release(index),
+            State::Done(_) | State::Interrupted => self.release(index),
             State::Free | State::Tagged { .. } => {}
         }
     }
@@ -182,7 +231,7 @@ mod tests {
         assert_eq!(replies.take(first), None);
         replies.complete(second, reply(b"two")).unwrap();
         assert!(replies.complete(second, reply(b"again")).is_err());
-        assert_eq!(replies.take(second), Some(reply(b"two")));
+        assert_eq!(replies.take(second), Some(Ok(reply(b"two"))));
         assert_eq!(replies.take(second), None);
 
         let third = replies.start(Held::new());

@@ -28,6 +28,8 @@ pub(super) enum Attached {
 pub struct Request {
     core: Arc<Core>,
     id: u64,
+    /// Which of the roots of this channel sent it: an answer to one that is gone goes nowhere.
+    epoch: u32,
     payload: SmallVec<[u8; 96]>,
     attached: Attached,
     /// Bytes of payload and ranges as they came.
@@ -49,7 +51,7 @@ impl Request {
     #[inline]
     pub(super) fn new(
         core: &Arc<Core>,
-        id: u64,
+        (id, epoch): (u64, u32),
         wants_completion: bool,
         payload: SmallVec<[u8; 96]>,
         attached: Attached,
@@ -59,6 +61,7 @@ impl Request {
         Self {
             core: Arc::clone(core),
             id,
+            epoch,
             payload,
             attached,
             packet_bytes,
@@ -66,6 +69,13 @@ impl Request {
             wants_completion,
             written,
         }
+    }
+
+    /// Makes it a request of another channel, which has taken over the rings that it came by.
+    pub(super) fn rehome(mut self, core: &Arc<Core>, epoch: u32) -> Self {
+        self.core = Arc::clone(core);
+        self.epoch = epoch;
+        self
     }
 
     /// Hands the request to a session.
@@ -118,8 +128,8 @@ impl Request {
     }
 
     /// What the peer gave, for requests that speak of it.
-    pub(crate) fn gifts(&self) -> &crate::transfer::Gifts {
-        self.core.side().gifts()
+    pub(crate) fn gifts(&self) -> Arc<crate::transfer::Gifts> {
+        Arc::clone(self.core.side().gifts())
     }
 
     /// The one range of guest memory, to read from.
@@ -174,12 +184,12 @@ impl Request {
 
     /// Whether the guest has to be told of writes to its memory, and wait for it, before the completion.
     pub(super) fn must_tell_written(&self) -> bool {
-        self.written.load(Ordering::Relaxed) && self.core.side.tells_writes() && !self.ranges().is_empty()
+        self.written.load(Ordering::Relaxed) && self.core.tells_writes() && !self.ranges().is_empty()
     }
 
     pub(super) async fn tell_written(&self) {
         if self.must_tell_written() {
-            self.core.side.tell_written(self.ranges()).await;
+            self.core.tell_written(self.ranges()).await;
         }
     }
 
@@ -189,7 +199,7 @@ impl Request {
         }
         self.core.check_completion(payload.len())?;
         self.end();
-        self.core.judge(self.core.complete([(self.id, payload)]))
+        self.core.judge(self.core.complete([((self.id, self.epoch), payload)]))
     }
 
     /// For a completion that was written elsewhere.
@@ -205,7 +215,7 @@ impl Drop for Request {
     fn drop(&mut self) {
         if self.phase == Phase::InFlight {
             if self.wants_completion && !self.core.is_closed() {
-                self.core.answer_abandoned(self.id);
+                self.core.answer_abandoned((self.id, self.epoch));
             }
             self.end();
         }
@@ -293,7 +303,8 @@ impl Completions {
 
     fn send_now(&mut self) -> Result<(), ChannelError> {
         let wanted = self.done.iter().filter(|(request, _)| request.wants_completion);
-        let sent = self.core.complete(wanted.map(|(request, payload)| (request.id, &payload[..])));
+        let sent =
+            self.core.complete(wanted.map(|(request, payload)| ((request.id, request.epoch), &payload[..])));
         for (mut request, _) in self.done.drain(..) {
             request.end();
         }

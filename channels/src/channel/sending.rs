@@ -1,6 +1,7 @@
 //! The ring to the peer: packets of our own, and completions from space set aside for them.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -12,13 +13,16 @@ use vmbus_ringbuf::{
 
 use super::core::{Core, lock};
 use super::flow::{Flow, Hold};
+use super::in_flight::{InFlight, Replay};
 use super::receiving::GRANTS_AT_ONCE;
+use super::side::Side;
 use super::{Tagged, gpa_range};
 use crate::error::ChannelError;
 use crate::policy::{Limits, WallTime};
 
 /// The ring to the peer.
 pub(super) struct Outgoing {
+    pub(super) side: Arc<Side>,
     pub(super) producer: Producer<RingMapping>,
     /// Bytes that only completions may use.
     reserved: usize,
@@ -28,15 +32,40 @@ pub(super) struct Outgoing {
     waits_for_reserve: bool,
     /// Limits of policy; none for most.
     flow: Option<Box<Flow>>,
-    pub(super) open: bool,
+    pub(super) state: State,
+    /// How many roots there have been.
+    pub(super) epoch: u32,
+    /// Where the channel is to survive its root.
+    pub(super) in_flight: Option<Box<InFlight>>,
+}
+
+/// Whether the ring may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Open,
+    /// There is another root, and requests of before have to be sent again before any others.
+    CatchingUp,
+    /// The root is gone, and another may come.
+    Suspended,
+    Shut,
 }
 
 /// The part of a ring, as a divisor, that completions of requests not yet taken may keep from other packets.
 const GRANTED_PART: usize = 4;
 
 impl Outgoing {
-    pub(super) fn new(producer: Producer<RingMapping>) -> Self {
-        Self { producer, reserved: 0, smallest_wish: None, waits_for_reserve: false, flow: None, open: true }
+    pub(super) fn new(side: Arc<Side>, producer: Producer<RingMapping>) -> Self {
+        Self {
+            side,
+            producer,
+            reserved: 0,
+            smallest_wish: None,
+            waits_for_reserve: false,
+            flow: None,
+            state: State::Open,
+            epoch: 0,
+            in_flight: None,
+        }
     }
 
     pub(super) fn saved(&self) -> SavedProducer {
@@ -45,7 +74,7 @@ impl Outgoing {
 
     /// From here on nothing is written.
     pub(super) fn shut(&mut self) {
-        self.open = false;
+        self.state = State::Shut;
     }
 
     /// How far the ring is written, to see whether it goes on.
@@ -65,6 +94,27 @@ impl Outgoing {
         let fitting = wanted.min(grants_at_once(self.producer.capacity(), size)).min(room / size);
         self.reserved += fitting * size;
         Ok(fitting)
+    }
+}
+
+impl Outgoing {
+    /// Whether a packet of `size` bytes finds room beyond the reserve.
+    #[inline]
+    fn fits(&mut self, size: usize) -> Result<bool, RingFault> {
+        let wanted = size + self.reserved;
+        Ok(self.producer.known_room() >= wanted || self.producer.room()? >= wanted)
+    }
+
+    /// Writes a packet that fits, and signals.
+    #[inline]
+    fn push(&mut self, packet: &Packet<'_>, size: usize) -> Result<(), ChannelError> {
+        let ring = self.producer.capacity();
+        let mut batch = self.producer.batch();
+        batch.push(*packet).map_err(|error| refused(error, size, ring))?;
+        if batch.commit()?.is_ring() {
+            self.side.ring();
+        }
+        Ok(())
     }
 }
 
@@ -100,11 +150,11 @@ fn wait_for(hold: Hold) -> Duration {
 
 impl Core {
     /// Sends a packet of our own, waiting for room as long as it takes.
-    pub(crate) async fn send(&self, packet: &Packet<'_>) -> Result<(), ChannelError> {
+    pub(crate) async fn send(&self, packet: &Packet<'_>, replay: Replay) -> Result<(), ChannelError> {
         let size = self.size_of(packet)?;
         loop {
             let seen = self.nudges();
-            match self.judge(self.try_send(packet, size))? {
+            match self.judge(self.try_send(packet, size, replay))? {
                 Sent::Yes => return Ok(()),
                 Sent::NoRoom => self.park(seen, || self.has_room(size), pending()).await,
                 Sent::Held(hold) => self.park(seen, || self.is_closed(), due(hold)).await,
@@ -113,11 +163,11 @@ impl Core {
     }
 
     /// [`send`](Self::send) for a thread.
-    pub(crate) fn send_blocking(&self, packet: &Packet<'_>) -> Result<(), ChannelError> {
+    pub(crate) fn send_blocking(&self, packet: &Packet<'_>, replay: Replay) -> Result<(), ChannelError> {
         let size = self.size_of(packet)?;
         loop {
             let seen = self.nudges();
-            match self.judge(self.try_send(packet, size))? {
+            match self.judge(self.try_send(packet, size, replay))? {
                 Sent::Yes => return Ok(()),
                 Sent::NoRoom => _ = self.park_blocking(seen, || self.has_room(size), pending(), None)?,
                 Sent::Held(hold) => {
@@ -154,9 +204,10 @@ impl Core {
     /// `Err` inside: policy lets all of them wait.
     fn try_submit(&self, requests: &[Tagged]) -> Result<Result<usize, Hold>, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, flow, open: true, .. } = &mut *outgoing else {
-            return Err(ChannelError::Closed);
-        };
+        if outgoing.state != State::Open && !self.ready(&mut outgoing)? {
+            return Ok(Ok(0));
+        }
+        let Outgoing { side, producer, reserved, flow, in_flight, .. } = &mut *outgoing;
         let mut replies = lock(&self.replies);
         let ring = self.longest_packet(producer.capacity());
         let mut room = producer.room()?.saturating_sub(*reserved);
@@ -185,36 +236,74 @@ impl Core {
             if let Some(flow) = flow {
                 flow.passed(bytes_moved(&packet));
             }
+            if let Some(in_flight) = in_flight {
+                in_flight.note(&packet, Replay::Again);
+            }
             sent += 1;
         }
         drop(replies);
         if batch.commit()?.is_ring() {
-            self.side.ring();
+            side.ring();
         }
         Ok(Ok(sent))
     }
 
-    fn try_send(&self, packet: &Packet<'_>, size: usize) -> Result<Sent, ChannelError> {
+    fn try_send(&self, packet: &Packet<'_>, size: usize, replay: Replay) -> Result<Sent, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, flow, open: true, .. } = &mut *outgoing else {
-            return Err(ChannelError::Closed);
-        };
-        if producer.known_room() < size + *reserved && producer.room()? < size + *reserved {
+        if outgoing.state != State::Open && !self.ready(&mut outgoing)? {
             return Ok(Sent::NoRoom);
         }
-        if let Some(flow) = flow {
+        if !outgoing.fits(size)? {
+            return Ok(Sent::NoRoom);
+        }
+        if let Some(flow) = &mut outgoing.flow {
             if let Some(hold) = flow.holds() {
                 return Ok(Sent::Held(hold));
             }
             flow.passed(bytes_moved(packet));
         }
-        let ring = producer.capacity();
-        let mut batch = producer.batch();
-        batch.push(*packet).map_err(|error| refused(error, size, ring))?;
-        if batch.commit()?.is_ring() {
-            self.side.ring();
+        outgoing.push(packet, size)?;
+        if let Some(in_flight) = &mut outgoing.in_flight {
+            in_flight.note(packet, replay);
         }
         Ok(Sent::Yes)
+    }
+
+    /// Whether a ring that is not simply open may be written now.
+    #[cold]
+    fn ready(&self, outgoing: &mut Outgoing) -> Result<bool, ChannelError> {
+        match outgoing.state {
+            State::Open => Ok(true),
+            State::CatchingUp => Ok(self.catch_up(outgoing)?.is_none()),
+            State::Suspended => Ok(false),
+            State::Shut => Err(self.ended()),
+        }
+    }
+
+    /// Sends again what is to be sent again, as far as there is room; gives the bytes that the next one needs.
+    pub(super) fn catch_up(&self, outgoing: &mut Outgoing) -> Result<Option<usize>, ChannelError> {
+        let Some(mut in_flight) = outgoing.in_flight.take() else { return Ok(None) };
+        let result = loop {
+            let wanted = in_flight.next_again(|packet| {
+                let size = self.size_of(packet)?;
+                if !outgoing.fits(size)? {
+                    return Ok(Some(size));
+                }
+                // Policy let it pass once.
+                outgoing.push(packet, size).map(|()| None)
+            });
+            match wanted {
+                None => {
+                    outgoing.state = State::Open;
+                    break Ok(None);
+                }
+                Some(Ok(None)) => in_flight.sent_again(),
+                Some(Ok(Some(size))) => break Ok(Some(size)),
+                Some(Err(error)) => break Err(error),
+            }
+        };
+        outgoing.in_flight = Some(in_flight);
+        result
     }
 
     fn size_of(&self, packet: &Packet<'_>) -> Result<usize, ChannelError> {
@@ -231,11 +320,12 @@ impl Core {
     /// Whether `bytes` beyond the reserve are free, now or after asking for a signal. `true` if asking is no use.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, open: true, .. } =
-            &mut *outgoing
-        else {
-            return true;
-        };
+        let Outgoing { producer, reserved, smallest_wish, waits_for_reserve, state, .. } = &mut *outgoing;
+        match state {
+            State::Open | State::CatchingUp => {}
+            // Whoever looks again learns more.
+            State::Suspended | State::Shut => return true,
+        }
         let wanted = bytes + *reserved;
         if wanted > producer.capacity() {
             // However much the peer reads, it is not enough: requests in flight have to be completed first.
@@ -261,16 +351,23 @@ impl Core {
     /// Writes completions, each from the space set aside for it, and signals once.
     pub(crate) fn complete<'a>(
         &self,
-        completions: impl IntoIterator<Item = (u64, &'a [u8])>,
+        completions: impl IntoIterator<Item = ((u64, u32), &'a [u8])>,
     ) -> Result<(), ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        let Outgoing { producer, reserved, waits_for_reserve, open: true, .. } = &mut *outgoing else {
-            return Err(ChannelError::Closed);
-        };
+        let Outgoing { side, producer, reserved, waits_for_reserve, state, epoch, .. } = &mut *outgoing;
+        match state {
+            State::Open | State::CatchingUp => {}
+            // Who asked is gone.
+            State::Suspended => return Ok(()),
+            State::Shut => return Err(self.ended()),
+        }
         let ring = producer.capacity();
         let mut batch = producer.batch();
         let mut result = Ok(());
-        for (id, payload) in completions {
+        for ((id, asked_in), payload) in completions {
+            if asked_in != *epoch {
+                continue;
+            }
             *reserved = reserved.saturating_sub(self.limits.completion_size());
             // Room was set aside, so only a peer that moved its read index backwards is refused here.
             if let Err(error) = batch.push(Packet::completion(id, payload)) {
@@ -278,7 +375,7 @@ impl Core {
             }
         }
         if batch.commit()?.is_ring() {
-            self.side.ring();
+            side.ring();
         }
         if std::mem::take(waits_for_reserve) {
             self.nudge();
@@ -297,9 +394,11 @@ impl Core {
     }
 
     /// A request was dropped unanswered: answers in its place, or closes the channel if there is no answer to give.
-    pub(super) fn answer_abandoned(&self, id: u64) {
+    pub(super) fn answer_abandoned(&self, id: (u64, u32)) {
         match self.abandoned.get() {
             Some(payload) => _ = self.complete([(id, &payload[..])]),
+            // Of a root that is gone: nobody waits for the answer.
+            None if lock(&self.outgoing).epoch != id.1 || !self.is_open() => {}
             None => self.close(),
         }
     }

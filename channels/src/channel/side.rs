@@ -57,6 +57,13 @@ pub(crate) enum Doorbell {
 }
 
 impl Side {
+    pub(crate) fn is_root(&self) -> bool {
+        match self {
+            Self::Root { .. } => true,
+            Self::Guest { .. } => false,
+        }
+    }
+
     /// Tells the peer to look. Never blocks; no system call if the peer is awake.
     pub(crate) fn ring(&self) {
         match self {
@@ -169,7 +176,7 @@ impl Side {
     }
 
     /// What the peer gave.
-    pub(crate) fn gifts(&self) -> &Gifts {
+    pub(crate) fn gifts(&self) -> &Arc<Gifts> {
         match self {
             Self::Root { gifts, .. } | Self::Guest { gifts, .. } => gifts,
         }

@@ -13,7 +13,8 @@ use vmbus_ringbuf::{StreamFault, StreamReader, end_stream, stream_room, write_st
 
 use super::core::{Core, lock};
 use super::receiving::{Incoming, Nothing};
-use super::sending::{Outgoing, refused};
+use super::sending::{Outgoing, State, refused};
+use super::side::Side;
 use crate::error::ChannelError;
 
 /// Bytes of a closed stream that are kept for its reader; what is beyond is lost, and the reader is told.
@@ -67,11 +68,11 @@ impl Core {
         let mut spinner = incoming.spinner.clone();
         let found = spinner.look(|| match stream.reader.read(&mut incoming.consumer, into) {
             Ok((0, signal)) => {
-                self.ring_if(signal);
+                ring_if(&incoming.side, signal);
                 stream.reader.is_ended().then_some(Ok(Read::End))
             }
             Ok((bytes, signal)) => {
-                self.ring_if(signal);
+                ring_if(&incoming.side, signal);
                 Some(Ok(Read::Bytes(bytes)))
             }
             Err(fault) => Some(Err(broken(fault))),
@@ -95,7 +96,7 @@ impl Core {
             if written > 0 && outgoing.smallest_wish.take().is_some() {
                 outgoing.producer.clear_space_request();
             }
-            self.ring_if(signal);
+            ring_if(&outgoing.side, signal);
             Ok(written)
         }))
     }
@@ -104,7 +105,7 @@ impl Core {
     pub(crate) fn end_stream(&self) -> Result<(), ChannelError> {
         self.judge(self.with_outgoing(|outgoing| {
             let signal = end_stream(&mut outgoing.producer).map_err(|error| refused(error, 0, 0))?;
-            self.ring_if(signal);
+            ring_if(&outgoing.side, signal);
             Ok(())
         }))
     }
@@ -145,13 +146,17 @@ impl Core {
         write: impl FnOnce(&mut Outgoing) -> Result<T, ChannelError>,
     ) -> Result<T, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
-        if outgoing.open { write(&mut outgoing) } else { Err(ChannelError::Closed) }
-    }
-
-    fn ring_if(&self, signal: vmbus_ringbuf::Signal) {
-        if signal.is_ring() {
-            self.side.ring();
+        match outgoing.state {
+            State::Open => write(&mut outgoing),
+            // Streams end with their root.
+            State::CatchingUp | State::Suspended | State::Shut => Err(ChannelError::Closed),
         }
+    }
+}
+
+fn ring_if(side: &Side, signal: vmbus_ringbuf::Signal) {
+    if signal.is_ring() {
+        side.ring();
     }
 }
 

@@ -25,12 +25,13 @@ const WITHOUT_BELL: Duration = Duration::from_millis(1);
 
 /// How a channel learns of signals. Where it does may change while it is open.
 pub(crate) struct Wait {
-    side: Arc<Side>,
     place: Mutex<Arc<Place>>,
 }
 
 /// Where the signals of a channel arrive.
 struct Place {
+    /// `None`: there is nobody at the other end at present.
+    side: Option<Arc<Side>>,
     area: u32,
     /// The bell of an area of the channel's own, registered with the reactor while async waits are made.
     registered: Mutex<Option<Arc<Watching>>>,
@@ -51,12 +52,18 @@ impl Wait {
     /// Waits at event area `area`: for the bell of an area of the channel's own; in the shared one the partition's task
     /// takes the flags and tells the channel ([`Core::signalled`](super::Core::signalled)).
     pub(crate) fn new(side: Arc<Side>, area: u32) -> Self {
-        Self { side, place: Mutex::new(Place::new(area)) }
+        Self { place: Mutex::new(Place::new(Some(side), area)) }
     }
 
-    /// The event area where signals are awaited.
-    pub(crate) fn area(&self) -> u32 {
-        lock(&self.place).area
+    /// There is nobody who could signal until [`goes_on_at`](Self::goes_on_at). Who sleeps has to be told.
+    pub(crate) fn has_nobody(&self) {
+        *lock(&self.place) = Place::new(None, areas::SHARED);
+    }
+
+    /// Signals arrive from now on where they do for `other`. Who sleeps has to be told.
+    pub(crate) fn goes_on_at(&self, other: &Self) {
+        let place = Arc::clone(&lock(&other.place));
+        *lock(&self.place) = place;
     }
 
     /// Takes the bell from the reactor, which would wake for it as well: threads wait from now on.
@@ -72,7 +79,12 @@ impl Wait {
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
     ) -> Woken {
-        let (side, place) = (&self.side, Arc::clone(&lock(&self.place)));
+        let place = Arc::clone(&lock(&self.place));
+        let Some(side) = &place.side else {
+            // Whoever ends that tells those who sleep.
+            ready.await;
+            return Woken::Otherwise;
+        };
         if place.area == areas::SHARED {
             if !last_look() {
                 ready.await;
@@ -123,22 +135,25 @@ impl Wait {
         let mut ready = pin!(ready);
         let timeout = timeout
             .map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
-        let (side, area) = (&self.side, self.area());
-        let own_bell = if area == areas::SHARED {
-            None
-        } else {
-            side.clear_flags(area);
-            if side.arm(area) {
-                return Ok(Some(Woken::ByFlag));
+        let place = Arc::clone(&lock(&self.place));
+        let (side, area) = (&place.side, place.area);
+        let own_bell = match side {
+            Some(side) if area != areas::SHARED => {
+                side.clear_flags(area);
+                if side.arm(area) {
+                    return Ok(Some(Woken::ByFlag));
+                }
+                let Some(bell) = side.bell(area) else { return Ok(Some(Woken::Otherwise)) };
+                Some((side, bell))
             }
-            let Some(bell) = side.bell(area) else { return Ok(Some(Woken::Otherwise)) };
-            Some(bell)
+            Some(_) | None => None,
         };
-        if ready.as_mut().poll(&mut context) == Poll::Ready(()) || last_look() {
+        let is_ready = ready.as_mut().poll(&mut context) == Poll::Ready(());
+        if is_ready || (side.is_some() && last_look()) {
             return Ok(Some(Woken::Otherwise));
         }
         let alarm = PollFd::new(alarm.event.as_fd(), PollFlags::POLLIN);
-        let Some(bell) = own_bell else {
+        let Some((side, bell)) = own_bell else {
             return Ok(poll_retrying(&mut [alarm], timeout)?.then_some(Woken::Otherwise));
         };
         let mut fds = [PollFd::new(bell, PollFlags::POLLIN), alarm];
@@ -152,8 +167,8 @@ impl Wait {
 }
 
 impl Place {
-    fn new(area: u32) -> Arc<Self> {
-        Arc::new(Self { area, registered: Mutex::default() })
+    fn new(side: Option<Arc<Side>>, area: u32) -> Arc<Self> {
+        Arc::new(Self { side, area, registered: Mutex::default() })
     }
 
     fn register(&self, side: &Side) -> Option<Arc<Watching>> {

@@ -3,21 +3,25 @@
 mod hvsock;
 mod open_options;
 mod policy;
+mod resume;
 mod task;
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use vmbus_core::client::OfferInfo;
 use vmbus_core::message::UserDefined;
 use vmbus_core::{Guid, Version};
 use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
 pub use self::open_options::OpenOptions;
 use self::policy::GuestPolicy;
-use self::task::{Command, Hvsock, Task};
+pub use self::resume::Resume;
+use self::resume::{Rejoin, at_path};
+use self::task::{Command, Hvsock, Survival, Task};
 use crate::buffer::Buffer;
 use crate::channel::Channel;
 use crate::error::{Error, Refusal};
@@ -84,12 +88,26 @@ pub struct OfferedDevice {
     pub user_defined: UserDefined,
 }
 
+impl OfferedDevice {
+    fn of(offer: &OfferInfo) -> Self {
+        Self {
+            relid: offer.relid,
+            class: offer.class,
+            instance: offer.instance,
+            subchannel_index: offer.subchannel_index,
+            user_defined: offer.user_defined,
+        }
+    }
+}
+
 /// What is offered at present.
 #[derive(Clone, Debug, Default)]
 struct Offers {
     devices: Vec<OfferedDevice>,
     /// All that existed when this guest joined have arrived.
     complete: bool,
+    /// There is a root.
+    attached: bool,
     /// The bus is gone.
     ended: bool,
     /// What the root said about that.
@@ -100,6 +118,7 @@ struct Offers {
 #[derive(Clone, Debug)]
 pub struct GuestBuilder {
     options: GuestOptions,
+    resume: Resume,
     versions: RangeInclusive<Version>,
     spin: Spin,
     ring_pages: usize,
@@ -144,6 +163,12 @@ impl GuestBuilder {
         self
     }
 
+    /// Whether the guest outlives its root; it ends with it without this.
+    pub fn resume(mut self, resume: Resume) -> Self {
+        self.resume = resume;
+        self
+    }
+
     /// Attaches to the root that listens at `path` and agrees on a version.
     ///
     /// # Errors
@@ -151,40 +176,66 @@ impl GuestBuilder {
     /// [`Error::NoCommonVersion`].
     pub async fn connect(self, path: impl AsRef<Path>) -> Result<Guest, Error> {
         let (path, options) = (path.as_ref().to_owned(), self.options.clone());
-        let link =
-            tokio::task::spawn_blocking(move || vmbus_partition::attach::connect(path, &options)).await;
-        let link = link.map_err(|_| Error::Disconnected)?.map_err(|error| match error {
+        let link = tokio::task::spawn_blocking({
+            let (path, options) = (path.clone(), options.clone());
+            move || vmbus_partition::attach::connect(path, &options)
+        });
+        let link = link.await.map_err(|_| Error::Disconnected)?.map_err(|error| match error {
             LinkError::Refused { reason } => Error::Refused(Refusal::new(reason)),
             error => error.into(),
         })?;
-        self.attach(Arc::new(link)).await
+        let link = Arc::new(link);
+        let rejoin = at_path(path, options, Arc::clone(&link));
+        self.join(link, Some(rejoin)).await
     }
 
-    /// Joins by a link that the caller has made: a partition of this process.
+    /// Joins by a link that the caller has made: a partition of this process. Such a guest ends with its root.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
     pub async fn attach(self, end: Arc<dyn GuestEnd>) -> Result<Guest, Error> {
+        self.join(end, None).await
+    }
+
+    /// As [`attach`](Self::attach), for a guest that outlives its root: `again` makes a link to another one, with the
+    /// same memory, or tells that there is none yet ([`vmbus_partition::local::pair_again`]).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn attach_again_by(
+        self,
+        end: Arc<dyn GuestEnd>,
+        mut again: impl FnMut() -> Result<Arc<dyn GuestEnd>, LinkError> + Send + 'static,
+    ) -> Result<Guest, Error> {
+        let rejoin: Rejoin = Box::new(move |_| Box::pin(std::future::ready(again())));
+        self.join(end, Some(rejoin)).await
+    }
+
+    async fn join(self, end: Arc<dyn GuestEnd>, rejoin: Option<Rejoin>) -> Result<Guest, Error> {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (joined, result) = oneshot::channel();
         let (offers_sender, offers) = watch::channel(Offers::default());
         let services = Services::new();
+        let link = Arc::new(Link(Mutex::new((Arc::clone(&end), Version::OLDEST))));
+        let survival = self.resume.within.zip(rejoin).map(|(within, rejoin)| Survival { within, rejoin });
+        let policy = self.policy.start(&*end);
         let task = Task::new(
-            Arc::clone(&end),
+            end,
             self.spin,
-            self.policy.start(&*end),
+            policy,
             (commands.clone(), inbox),
             offers_sender,
             Hvsock::new(Arc::clone(&services), &self.hvsock, self.ring_pages),
+            Arc::clone(&link),
+            survival,
         );
         tokio::spawn(task.run(self.versions, joined));
-        let version = result.await.map_err(|_| Error::Disconnected)??;
+        result.await.map_err(|_| Error::Disconnected)??;
         Ok(Guest {
             inner: Arc::new(Inner {
-                end,
+                link,
                 commands,
                 offers,
-                version,
                 ring_pages: self.ring_pages,
                 services,
                 hvsock: self.hvsock,
@@ -194,6 +245,31 @@ impl GuestBuilder {
     }
 }
 
+/// The link of a guest, which may have another root than before.
+struct Link(Mutex<(Arc<dyn GuestEnd>, Version)>);
+
+impl Link {
+    fn end(&self) -> Arc<dyn GuestEnd> {
+        Arc::clone(&lock(&self.0).0)
+    }
+
+    fn version(&self) -> Version {
+        lock(&self.0).1
+    }
+
+    fn set_end(&self, end: Arc<dyn GuestEnd>) {
+        lock(&self.0).0 = end;
+    }
+
+    fn set_version(&self, version: Version) {
+        lock(&self.0).1 = version;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A guest that is attached. Clones are handles to the same one; it leaves the bus with the last.
 #[derive(Clone)]
 pub struct Guest {
@@ -201,10 +277,9 @@ pub struct Guest {
 }
 
 struct Inner {
-    end: Arc<dyn GuestEnd>,
+    link: Arc<Link>,
     commands: mpsc::UnboundedSender<Command>,
     offers: watch::Receiver<Offers>,
-    version: Version,
     ring_pages: usize,
     services: Arc<Services>,
     hvsock: HvLimits,
@@ -223,6 +298,7 @@ impl Guest {
     pub fn builder() -> GuestBuilder {
         GuestBuilder {
             options: GuestOptions::named(format!("guest-{}", std::process::id())),
+            resume: Resume::never(),
             versions: Version::OLDEST..=Version::NEWEST,
             spin: Spin::default(),
             ring_pages: 16,
@@ -239,9 +315,9 @@ impl Guest {
         Self::builder().connect(path).await
     }
 
-    /// The protocol version that was agreed.
+    /// The protocol version that was agreed; with another root it may be another.
     pub fn version(&self) -> Version {
-        self.inner.version
+        self.inner.link.version()
     }
 
     /// What the root offers at this moment.
@@ -303,12 +379,17 @@ impl Guest {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn open_with(&self, device: Device, mut options: OpenOptions) -> Result<Channel, Error> {
-        let offered = self.find(device, true).await?;
         options.ring_pages.get_or_insert(self.inner.ring_pages);
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Open { relid: offered.relid, options: Box::new(options), reply };
-        self.inner.commands.send(command).map_err(|_| Error::Disconnected)?;
-        answer.await.map_err(|_| Error::Disconnected)?
+        loop {
+            let device = self.find(device, true).await?;
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Open { device, options: Box::new(options.clone()), reply };
+            self.inner.commands.send(command).map_err(|_| Error::Disconnected)?;
+            // Without an answer the root has gone meanwhile: if there is another, it is asked as well.
+            if let Ok(opened) = answer.await {
+                return opened;
+            }
+        }
     }
 
     /// Memory that requests can give the root access to.
@@ -318,7 +399,8 @@ impl Guest {
     pub fn share(&self, bytes: usize) -> Result<Buffer, Error> {
         let pages = self
             .inner
-            .end
+            .link
+            .end()
             .allocate(ROOT_DOMAIN, bytes)
             .map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
         Ok(Buffer::new(pages, bytes))
@@ -329,7 +411,19 @@ impl Guest {
         self.inner.offers.borrow().why.clone()
     }
 
-    /// Returns when the root is gone.
+    /// Whether there is a root at this moment.
+    pub fn is_attached(&self) -> bool {
+        let offers = self.inner.offers.borrow();
+        offers.attached && !offers.ended
+    }
+
+    /// Returns when there is a root (`true`) or none (`false`), or the bus has ended.
+    pub async fn attached(&self, attached: bool) {
+        let mut offers = self.inner.offers.clone();
+        let _ = offers.wait_for(|offers| offers.attached == attached || offers.ended).await;
+    }
+
+    /// Returns when the root is gone and no other has come in time.
     pub async fn closed(&self) {
         let mut offers = self.inner.offers.clone();
         let _ = offers.wait_for(|offers| offers.ended).await;
@@ -338,6 +432,6 @@ impl Guest {
 
 impl fmt::Debug for Guest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Guest").field("version", &self.inner.version).finish_non_exhaustive()
+        formatter.debug_struct("Guest").field("version", &self.version()).finish_non_exhaustive()
     }
 }

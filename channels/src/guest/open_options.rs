@@ -1,6 +1,11 @@
 //! How a guest opens a channel.
 
+use std::fmt;
+
 use vmbus_core::message::UserDefined;
+
+use super::resume::Greeting;
+use crate::channel::Channel;
 
 /// How a guest opens a channel. The default takes everything as the guest was set up.
 #[derive(Clone, Debug, Default)]
@@ -8,6 +13,8 @@ pub struct OpenOptions {
     /// `None`: as the guest was set up.
     pub(super) ring_pages: Option<usize>,
     pub(super) user_data: UserDefined,
+    /// `None`: the channel ends with its root.
+    pub(super) on_resume: Option<Greeting>,
 }
 
 impl OpenOptions {
@@ -26,6 +33,26 @@ impl OpenOptions {
     /// Bytes that the device protocol gives a meaning; zeros without this.
     pub fn user_data(mut self, bytes: UserDefined) -> Self {
         self.user_data = bytes;
+        self
+    }
+
+    /// Lets the channel outlive its root, where the guest does ([`GuestBuilder::resume`](crate::GuestBuilder::resume)).
+    ///
+    /// When the device is there again, at another root, `greet` gets a channel to it, and says what the device's
+    /// protocol wants said first: the root knows nothing of what was before. When it is done, requests that nobody has
+    /// answered are sent again, in their order, except those sent with [`Replay::Never`](crate::Replay::Never), which
+    /// end as [`Interrupted`](crate::ChannelError::Interrupted); then the channel goes on. Users of the channel wait
+    /// meanwhile. An error ends the channel. Requests of the old root go unanswered, and packets that want no answer
+    /// may be lost.
+    ///
+    /// `greet` must wait for the answers to all that it sends, and answer all that it takes. It is held by the guest:
+    /// a handle of the guest or of the channel in it would keep both for ever.
+    pub fn on_resume<F, E>(mut self, greet: impl Fn(Channel) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display,
+    {
+        self.on_resume = Some(Greeting::new(greet));
         self
     }
 }

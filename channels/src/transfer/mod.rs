@@ -13,7 +13,7 @@ use vmbus_partition::{Gift, Given, GuestPages};
 use vmbus_ringbuf::TransferRange;
 
 use crate::buffer::Buffer;
-use crate::channel::{Channel, Pending, Request};
+use crate::channel::{Channel, Pending, Replay, Request};
 use crate::error::ChannelError;
 
 pub(crate) use gifts::{GiftLimits, Gifts, Taking};
@@ -139,8 +139,9 @@ impl Channel {
                 let byte_count = whole(gift.len())?;
                 let gift = gift.seal().map_err(system)?;
                 let id = self.core().side().give(gift)?;
-                self.send_transfer_pages(GIVEN_SET, &[TransferRange { byte_count, byte_offset: id }], payload)
-                    .await
+                let range = TransferRange { byte_count, byte_offset: id };
+                // What was given to a root that died went with it, and cannot be given again.
+                self.send_transfer_pages_with(GIVEN_SET, &[range], payload, Replay::Never).await
             }
         }
     }

@@ -18,6 +18,8 @@ const QUESTIONS: usize = 8192;
 
 /// What became of a question that took its time.
 pub(in crate::guest) struct Answered {
+    /// Which root it was asked about: each begins to count its questions anew.
+    root: u64,
     id: AskId,
     about: About,
     verdict: Verdict,
@@ -34,7 +36,7 @@ enum About {
 
 impl Task {
     /// Whether we may join at all.
-    pub(super) async fn may_attach(&self) -> Result<(), Error> {
+    pub(super) async fn may_attach(&mut self) -> Result<(), Error> {
         let Some(policy) = &self.policy else { return Ok(()) };
         let question = Question::Attach { memory: self.end.memory().size() };
         policy.asker.ask(&policy.who, question).await.map(drop).map_err(Error::Refused)
@@ -81,10 +83,10 @@ impl Task {
         match policy.asker.begin(&policy.who, question) {
             Begun::Decided(verdict) => self.decided(id, about, verdict),
             Begun::Waiting(answer) => {
-                let commands = self.commands.clone();
+                let (commands, root) = (self.commands.clone(), self.roots);
                 self.asking.spawn(async move {
                     let (verdict, _generation) = answer.await;
-                    let _ = commands.send(Command::Answered(Box::new(Answered { id, about, verdict })));
+                    let _ = commands.send(Command::Answered(Box::new(Answered { root, id, about, verdict })));
                 });
             }
         }
@@ -92,8 +94,10 @@ impl Task {
 
     pub(super) fn answered(&mut self, answered: Answered) {
         while self.asking.try_join_next().is_some() {}
-        let Answered { id, about, verdict } = answered;
-        self.decided(id, about, verdict);
+        let Answered { root, id, about, verdict } = answered;
+        if root == self.roots {
+            self.decided(id, about, verdict);
+        }
     }
 
     fn decided(&mut self, id: AskId, about: About, verdict: Verdict) {

@@ -8,7 +8,7 @@ use vmbus_core::client::{ConnectRequest, Failure, OfferInfo};
 use vmbus_core::message::{HvsockOffer, OfferFlags};
 use vmbus_core::{Guid, Version};
 
-use super::super::OpenOptions;
+use super::super::{OfferedDevice, OpenOptions};
 use super::Task;
 use crate::channel::Channel;
 use crate::error::{Error, Refusal};
@@ -59,6 +59,12 @@ impl Hvsock {
 
     pub(super) fn forget(&mut self, relid: u32) {
         self.relids.remove(&relid);
+    }
+
+    /// The root is gone, and connections with it.
+    pub(super) fn forget_all(&mut self) {
+        self.connecting.clear();
+        self.relids.clear();
     }
 }
 
@@ -119,7 +125,7 @@ impl Task {
         let Some(reply) = reply else { return self.decline(offer.relid) };
         let options = OpenOptions::new().ring_pages(self.hvsock.ring_pages);
         self.hvsock.relids.insert(offer.relid);
-        if let Err((error, reply)) = self.begin_open(offer.relid, options, reply) {
+        if let Err((error, reply)) = self.begin_open(OfferedDevice::of(offer), options, reply) {
             let _ = reply.send(Err(error));
             self.decline(offer.relid);
         }

@@ -4,8 +4,9 @@ mod deciding;
 mod hvsock;
 mod interrupts;
 mod opening;
+mod surviving;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -17,8 +18,10 @@ use vmbus_core::status::{HvStatus, Status};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, reactor};
 
 use self::deciding::{Answered, Asking};
+pub(super) use self::surviving::Survival;
+use self::surviving::{NO_DEVICE, Resuming, Suspended};
 use super::policy::OwnPolicy;
-use super::{OfferedDevice, Offers, OpenOptions};
+use super::{Link, OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core};
 use crate::error::{Error, Refusal};
@@ -38,15 +41,21 @@ pub(super) use self::hvsock::{HvCommand, Hvsock};
 
 pub(super) enum Command {
     Open {
-        relid: u32,
+        device: OfferedDevice,
         options: Box<OpenOptions>,
         reply: oneshot::Sender<Result<Channel, Error>>,
     },
     Hvsock(HvCommand),
-    /// The last handle of a channel is gone.
+    /// The last handle of a channel is gone. It had this relid once.
     Close {
         relid: u32,
-        open_id: u32,
+        serial: u64,
+    },
+    /// A device's client has greeted the device of another root.
+    Greeted {
+        relid: u32,
+        attempt: u64,
+        result: Result<(), String>,
     },
     /// Our policy agent has answered.
     Answered(Box<Answered>),
@@ -78,9 +87,25 @@ pub(super) struct Task {
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
     reasons: HashMap<u32, String>,
-    joined: Option<oneshot::Sender<Result<Version, Error>>>,
+    joined: Option<oneshot::Sender<Result<(), Error>>>,
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
+    /// Number of the last open.
+    last_serial: u64,
+    link: Arc<Link>,
+    survival: Option<Survival>,
+    /// When to give up waiting for a root.
+    until: Option<Instant>,
+    hung_up: bool,
+    /// Channels whose device another root has not offered yet.
+    suspended: Vec<Suspended>,
+    /// Channels under way to go on, and until when.
+    resuming: BTreeMap<u32, Instant>,
+    last_attempt: u64,
+    /// Roots before this one.
+    roots: u64,
+    /// Memory that a root which may live still could write.
+    lost: Vec<Ring>,
 }
 
 /// Memory of two rings, and what may still refer to it.
@@ -95,11 +120,16 @@ struct OpenChannel {
     open_id: u32,
     area: u32,
     downstream: usize,
+    device: OfferedDevice,
     options: OpenOptions,
     /// Our own policy's.
     limits: crate::policy::Limits,
+    /// Tells this open from all others of this guest.
+    serial: u64,
     reply: Option<oneshot::Sender<Result<Channel, Error>>>,
     core: Option<Arc<Core>>,
+    /// The rings are for a channel that has survived its root.
+    resuming: Option<Resuming>,
 }
 
 struct RefusedOpen {
@@ -107,6 +137,15 @@ struct RefusedOpen {
     status: Status,
     reply: oneshot::Sender<Result<Channel, Error>>,
     until: Instant,
+}
+
+/// A client that has contacted nobody.
+fn new_client(interrupt_page: Option<&SharedPages>, policy: Option<&OwnPolicy>) -> Client {
+    Client::new(ClientConfig {
+        interrupt_page: interrupt_page.map_or(0, SharedPages::gpa),
+        policy: if policy.is_some() { client::Policy::Ask } else { client::Policy::AllowAll },
+        ..ClientConfig::default()
+    })
 }
 
 impl Task {
@@ -117,15 +156,13 @@ impl Task {
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
         offers: watch::Sender<Offers>,
         hvsock: Hvsock,
+        link: Arc<Link>,
+        survival: Option<Survival>,
     ) -> Self {
         let interrupt_page = interrupts::allocate(&*end);
-        let config = ClientConfig {
-            interrupt_page: interrupt_page.as_ref().map_or(0, |(pages, _)| pages.gpa()),
-            policy: if policy.is_some() { client::Policy::Ask } else { client::Policy::AllowAll },
-            ..ClientConfig::default()
-        };
+        let page = interrupt_page.as_ref().map(|(pages, _)| pages);
         Self {
-            client: Client::new(config),
+            client: new_client(page, policy.as_ref()),
             policy,
             asking: Asking::new(),
             denied_version: None,
@@ -145,25 +182,49 @@ impl Task {
             end,
             commands,
             inbox,
+            last_serial: 0,
+            link,
+            survival,
+            until: None,
+            hung_up: false,
+            suspended: Vec::new(),
+            resuming: BTreeMap::new(),
+            last_attempt: 0,
+            roots: 0,
+            lost: Vec::new(),
         }
     }
 
     pub(super) async fn run(
         mut self,
         versions: RangeInclusive<Version>,
-        joined: oneshot::Sender<Result<Version, Error>>,
+        joined: oneshot::Sender<Result<(), Error>>,
     ) {
         self.joined = Some(joined);
         let (oldest, newest) = (*versions.start(), *versions.end());
-        let result = match self.may_attach().await.map(|()| self.client.connect(versions)) {
-            Ok(Ok(())) => self.serve().await,
-            Ok(Err(_)) => Err(Error::NoCommonVersion { oldest, newest }),
-            Err(error) => Err(error),
+        let result = loop {
+            let served = match self.may_attach().await.map(|()| self.client.connect(versions.clone())) {
+                Ok(Ok(())) => self.serve().await,
+                Ok(Err(_)) => Err(Error::NoCommonVersion { oldest, newest }),
+                Err(error) => Err(error),
+            };
+            match served {
+                Ok(()) => break Ok(()),
+                Err(end) => match self.rejoin(end).await {
+                    Ok(true) => {}
+                    Ok(false) => break Ok(()),
+                    Err(error) => break Err(error),
+                },
+            }
         };
         let why = match &result {
             Err(Error::Refused(refusal)) => Some(refusal.clone()),
             Ok(()) | Err(_) => None,
         };
+        if let Err(error) = &result {
+            self.end_suspended(&error.to_string());
+        }
+        self.end_suspended("the guest left");
         for channel in self.channels.values() {
             if let Some(core) = &channel.core {
                 if let Some(why) = &why {
@@ -171,6 +232,9 @@ impl Task {
                 }
                 core.close();
                 core.quiesce();
+            }
+            if let Some(resuming) = &channel.resuming {
+                resuming.core.end("the bus ended");
             }
         }
         // Streams that their users have not dropped hold the end, too.
@@ -205,6 +269,7 @@ impl Task {
             let more = self.take_messages()?;
             self.act()?;
             self.answer_refused();
+            self.end_late(NO_DEVICE);
             self.end.flush()?;
             if self.end.arm(areas::SHARED) || more {
                 // A root that never pauses must not keep its guest from leaving.
@@ -217,7 +282,8 @@ impl Task {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let next_refusal = self.refused.iter().map(|refused| refused.until).min();
+            let next_refusal =
+                self.refused.iter().map(|refused| refused.until).chain(self.next_deadline()).min();
             tokio::select! {
                 biased;
                 command = self.inbox.recv() => match command {
@@ -277,7 +343,10 @@ impl Task {
                         tracing::warn!(%refusal, "a gift of the root");
                     }
                 }
-                Some(FromRoot::HungUp) => return Err(Error::Disconnected),
+                Some(FromRoot::HungUp) => {
+                    self.hung_up = true;
+                    return Err(Error::Disconnected);
+                }
                 None => return Ok(false),
             }
             self.act()?;
@@ -288,13 +357,18 @@ impl Task {
     /// `false`: leave the bus.
     fn command(&mut self, command: Command) -> bool {
         match command {
-            Command::Open { relid, options, reply } => {
-                if let Err((error, reply)) = self.begin_open(relid, *options, reply) {
+            Command::Open { device, options, reply } => {
+                // Another root may have come since whoever opens has looked: without an answer they look again.
+                if self.survival.is_some() && !self.offers.borrow().devices.contains(&device) {
+                    return true;
+                }
+                if let Err((error, reply)) = self.begin_open(device, *options, reply) {
                     let _ = reply.send(Err(error));
                 }
             }
             Command::Hvsock(command) => self.hvsock_command(command),
-            Command::Close { relid, open_id } => self.close(relid, open_id),
+            Command::Close { relid, serial } => self.close(relid, serial),
+            Command::Greeted { relid, attempt, result } => self.greeted(relid, attempt, result),
             Command::Answered(answered) => self.answered(*answered),
             Command::Leave => return false,
         }
@@ -306,10 +380,13 @@ impl Task {
             match action {
                 ClientAction::Post { connection_id, payload } => self.end.post(connection_id, &payload)?,
                 ClientAction::Connected(connection) => {
+                    self.link.set_version(connection.version);
+                    self.until = None;
+                    self.offers.send_modify(|offers| offers.attached = true);
                     if self.client.request_offers().is_ok()
                         && let Some(joined) = self.joined.take()
                     {
-                        let _ = joined.send(Ok(connection.version));
+                        let _ = joined.send(Ok(()));
                     }
                 }
                 ClientAction::ConnectFailed(_) => {
@@ -344,13 +421,8 @@ impl Task {
         if hvsock::is_connection(offer) {
             return self.connection_offered(offer);
         }
-        let device = OfferedDevice {
-            relid: offer.relid,
-            class: offer.class,
-            instance: offer.instance,
-            subchannel_index: offer.subchannel_index,
-            user_defined: offer.user_defined,
-        };
+        let device = OfferedDevice::of(offer);
+        self.reopen(&device);
         self.offers.send_modify(|offers| offers.devices.push(device));
     }
 

@@ -10,7 +10,7 @@ use vmbus_core::client::{self, Failure};
 use vmbus_core::pages::PageRanges;
 use vmbus_core::status::Status;
 
-use super::super::{OpenOptions, ROOT_DOMAIN};
+use super::super::{OfferedDevice, OpenOptions, ROOT_DOMAIN};
 use super::deciding::denied;
 use super::{Command, OpenChannel, RefusedOpen, Ring, Task};
 use crate::areas;
@@ -27,10 +27,11 @@ const STREAM: Limits = Limits { completion_room: 0, requests: 0 };
 impl Task {
     pub(super) fn begin_open(
         &mut self,
-        relid: u32,
+        device: OfferedDevice,
         options: OpenOptions,
         reply: oneshot::Sender<Result<Channel, Error>>,
     ) -> Result<(), (Error, oneshot::Sender<Result<Channel, Error>>)> {
+        let relid = device.relid;
         let downstream = options.ring_pages.unwrap_or(1) + 1;
         let bytes = 2 * downstream * PAGE_SIZE;
         if self.channels.contains_key(&relid) {
@@ -39,30 +40,56 @@ impl Task {
         let Ok(pages) = self.end.allocate(ROOT_DOMAIN, bytes) else {
             return Err((Error::OutOfSharedMemory { wanted: bytes }, reply));
         };
+        self.last_serial += 1;
+        let channel = OpenChannel {
+            pages: Some(pages),
+            gpadl: 0,
+            open_id: 0,
+            area: 0,
+            downstream,
+            device,
+            options,
+            limits: crate::policy::Limits::default(),
+            serial: self.last_serial,
+            reply: None,
+            core: None,
+            resuming: None,
+        };
+        if let Err((error, _)) = self.begin_rings(relid, channel) {
+            return Err((error, reply));
+        }
+        if let Some(channel) = self.channels.get_mut(&relid) {
+            channel.reply = Some(reply);
+        }
+        Ok(())
+    }
+
+    /// Describes the rings of a channel to the root, the first step of opening it.
+    pub(super) fn begin_rings(
+        &mut self,
+        relid: u32,
+        mut channel: OpenChannel,
+    ) -> Result<(), (Error, Box<OpenChannel>)> {
+        let downstream = channel.downstream;
+        let Some(pages) = &channel.pages else { return Err((Error::Rescinded, Box::new(channel))) };
         // Both control pages start out as zeros, whatever the pages were before.
         pages.mapping().fill_zero(0, PAGE_SIZE);
         pages.mapping().fill_zero(downstream * PAGE_SIZE, PAGE_SIZE);
+        let bytes = 2 * downstream * PAGE_SIZE;
         let list = match u32::try_from(bytes).map(|bytes| PageRanges::single(0, bytes, pages.pfns())) {
             Ok(Ok(list)) => list,
-            Ok(Err(_)) | Err(_) => return Err((Error::OutOfSharedMemory { wanted: bytes }, reply)),
+            Ok(Err(_)) | Err(_) => {
+                return Err((Error::OutOfSharedMemory { wanted: bytes }, Box::new(channel)));
+            }
         };
         match self.client.create_gpadl(relid, &list) {
             Ok(gpadl) => {
-                let channel = OpenChannel {
-                    pages: Some(pages),
-                    gpadl,
-                    open_id: 0,
-                    area: self.take_area(),
-                    downstream,
-                    options,
-                    limits: crate::policy::Limits::default(),
-                    reply: Some(reply),
-                    core: None,
-                };
+                channel.gpadl = gpadl;
+                channel.area = self.take_area();
                 self.channels.insert(relid, channel);
                 Ok(())
             }
-            Err(_) => Err((Error::Rescinded, reply)),
+            Err(_) => Err((Error::Rescinded, Box::new(channel))),
         }
     }
 
@@ -95,6 +122,9 @@ impl Task {
         if let Err(failure) = result {
             return self.open_failed(relid, failure);
         }
+        if self.channels.get(&relid).is_some_and(|channel| channel.resuming.is_some()) {
+            return self.reopened(relid);
+        }
         match self.build(relid) {
             Ok((channel, reply)) => {
                 // Nobody waits any more: the channel closes with its handle.
@@ -107,10 +137,21 @@ impl Task {
         }
     }
 
-    pub(super) fn build(
-        &mut self,
-        relid: u32,
-    ) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
+    fn build(&mut self, relid: u32) -> Result<(Channel, oneshot::Sender<Result<Channel, Error>>), Error> {
+        let core = self.make_core(relid)?;
+        let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
+        if self.survival.is_some() && channel.options.on_resume.is_some() {
+            core.survive_roots();
+        }
+        self.reasons.remove(&relid);
+        let reply = channel.reply.take().ok_or(Error::Rescinded)?;
+        let (commands, serial) = (self.commands.clone(), channel.serial);
+        let closed = Box::new(move || _ = commands.send(Command::Close { relid, serial }));
+        Ok((Channel::new(core, Some(closed)), reply))
+    }
+
+    /// The run-time half of a channel that has opened.
+    pub(super) fn make_core(&mut self, relid: u32) -> Result<Arc<Core>, Error> {
         let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
         let channel = self.channels.get(&relid).ok_or(Error::Rescinded)?;
         let pages = channel.pages.as_ref().ok_or(Error::Rescinded)?;
@@ -126,21 +167,22 @@ impl Task {
         let limits = if is_stream { STREAM } else { LIMITS };
         let core = Core::new(side, channel.area, incoming, outgoing, limits)
             .map_err(|fault| Error::Channel(fault.into()))?;
-        if channel.area == areas::SHARED {
-            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(&core));
-        }
         if is_stream {
             core.carry_stream();
         }
         core.set_spin(self.spin);
         let own = std::mem::take(&mut channel.limits);
         channel.core = Some(Arc::clone(&core));
-        let reply = channel.reply.take().ok_or(Error::Rescinded)?;
-        let (commands, open_id) = (self.commands.clone(), channel.open_id);
-        self.reasons.remove(&relid);
         self.limit(&core, &own);
-        let closed = Box::new(move || _ = commands.send(Command::Close { relid, open_id }));
-        Ok((Channel::new(core, Some(closed)), reply))
+        self.listen_for(relid, &core);
+        Ok(core)
+    }
+
+    /// Passes signals on that come to an area which several channels share.
+    pub(super) fn listen_for(&mut self, relid: u32, core: &Arc<Core>) {
+        if self.channels.get(&relid).is_some_and(|channel| channel.area == areas::SHARED) {
+            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(core));
+        }
     }
 
     pub(super) fn open_failed(&mut self, relid: u32, failure: Failure) {
@@ -170,8 +212,9 @@ impl Task {
     pub(super) fn await_reason(&mut self, relid: u32, status: Status) {
         if let Some(reply) = self.channels.get_mut(&relid).and_then(|channel| channel.reply.take()) {
             self.refused.push(RefusedOpen { relid, status, reply, until: Instant::now() + REASON_DELAY });
+            return self.finish(relid, None);
         }
-        self.finish(relid, None);
+        self.finish(relid, Some(Error::Refused(Refusal { status, reason: status.to_string() })));
     }
 
     /// Answers opens that were refused, with the reason if it came in time.
@@ -192,11 +235,16 @@ impl Task {
         self.refused = waiting;
     }
 
-    pub(super) fn close(&mut self, relid: u32, open_id: u32) {
-        if self
-            .channels
-            .get(&relid)
-            .is_some_and(|channel| channel.open_id == open_id && channel.core.is_some())
+    pub(super) fn close(&mut self, relid: u32, serial: u64) {
+        self.suspended.retain(|channel| channel.serial != serial);
+        let is_it = |channel: &OpenChannel| channel.serial == serial;
+        let relid = match self.channels.get(&relid).is_some_and(is_it) {
+            true => Some(relid),
+            // Another root has given it another number.
+            false => self.channels.iter().find(|(_, channel)| is_it(channel)).map(|(&relid, _)| relid),
+        };
+        if let Some(relid) = relid
+            && self.channels.get(&relid).is_some_and(|channel| channel.core.is_some())
         {
             let _ = self.client.close(relid);
             self.finish(relid, None);
@@ -211,6 +259,10 @@ impl Task {
         }
         self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
         self.areas.give_back(channel.area);
+        self.resuming.remove(&relid);
+        if let Some(resuming) = &channel.resuming {
+            resuming.core.end(&error.as_ref().map_or("it did not open again".into(), Error::to_string));
+        }
         if let Some(core) = &channel.core {
             core.close();
             core.quiesce();
