@@ -203,7 +203,8 @@ impl Channel {
 /// All channels of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    pub(super) by_relid: BTreeMap<u32, Channel>,
+    /// In boxes: a map moves what stands beside an entry that comes or goes.
+    pub(super) by_relid: BTreeMap<u32, Box<Channel>>,
     pub(super) last_open_id: u32,
     /// The connection that was unloaded and has left reserved channels open.
     pub(super) left_behind: Option<Connection>,
@@ -215,11 +216,11 @@ impl Channels {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Channel> {
-        self.by_relid.values()
+        self.by_relid.values().map(|channel| &**channel)
     }
 
     pub(super) fn get(&self, relid: u32) -> Result<&Channel, ClientError> {
-        self.by_relid.get(&relid).ok_or(ClientError::NoChannel(relid))
+        self.by_relid.get(&relid).map(|channel| &**channel).ok_or(ClientError::NoChannel(relid))
     }
 
     pub(super) fn remove(&mut self, relid: u32) {
@@ -236,7 +237,7 @@ impl Channels {
     }
 
     pub(super) fn get_mut(&mut self, relid: u32) -> Result<&mut Channel, ClientError> {
-        self.by_relid.get_mut(&relid).ok_or(ClientError::NoChannel(relid))
+        self.by_relid.get_mut(&relid).map(|channel| &mut **channel).ok_or(ClientError::NoChannel(relid))
     }
 }
 
@@ -260,7 +261,7 @@ impl Client {
         }
         let asked = self.ask(Subject::Offer { relid, initial }, Question::Offer(info));
         let channel = Channel { offer: info, state: State::Proposed(asked), modifying: false };
-        self.channels.by_relid.insert(relid, channel);
+        self.channels.by_relid.insert(relid, Box::new(channel));
         self.allow_if_nobody_decides(asked);
     }
 
@@ -524,7 +525,7 @@ impl Client {
             .into_iter()
             .partition(|(relid, _)| staying.contains(relid));
         self.channels.by_relid = stay;
-        let end: BTreeMap<u32, Channel> = end;
+        let end: BTreeMap<u32, Box<Channel>> = end;
         for (relid, channel) in end {
             self.fail_open(relid, &channel.state, Failure::Disconnected);
             if channel.modifying {

@@ -153,7 +153,7 @@ impl Client {
                 return Err(wrong("an id that was given back"));
             }
             let channel = Channel { offer, state, modifying: saved.modifying };
-            if self.channels.by_relid.insert(relid, channel).is_some() {
+            if self.channels.by_relid.insert(relid, Box::new(channel)).is_some() {
                 return Err(wrong("a twin"));
             }
         }

@@ -327,10 +327,11 @@ impl Payload {
 
     /// Appends what fits.
     fn push(&mut self, bytes: &[u8]) {
-        for (place, &byte) in self.bytes[usize::from(self.len)..].iter_mut().zip(bytes) {
-            *place = byte;
-            self.len += 1;
-        }
+        let room = &mut self.bytes[usize::from(self.len)..];
+        let fitting = bytes.len().min(room.len());
+        room[..fitting].copy_from_slice(&bytes[..fitting]);
+        // At most MAX_PAYLOAD in all.
+        self.len += u8::try_from(fitting).unwrap_or(u8::MAX - self.len);
     }
 }
 

@@ -276,7 +276,8 @@ impl Channel {
 /// All channels, by device and by id.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    pub(super) by_device: BTreeMap<DeviceKey, Channel>,
+    /// In boxes: a map moves what stands beside an entry that comes or goes.
+    pub(super) by_device: BTreeMap<DeviceKey, Box<Channel>>,
     pub(super) relids: Relids,
     pub(super) monitors: Monitors,
     /// Sub-channels by primary.
@@ -291,15 +292,15 @@ pub(super) struct Channels {
 
 impl Channels {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&DeviceKey, &Channel)> {
-        self.by_device.iter()
+        self.by_device.iter().map(|(device, channel)| (device, &**channel))
     }
 
     pub(super) fn get_mut(&mut self, device: DeviceKey) -> Option<&mut Channel> {
-        self.by_device.get_mut(&device)
+        self.by_device.get_mut(&device).map(|channel| &mut **channel)
     }
 
     pub(super) fn get(&self, device: DeviceKey) -> Option<&Channel> {
-        self.by_device.get(&device)
+        self.by_device.get(&device).map(|channel| &**channel)
     }
 
     /// The device that has this channel id, whether the guest knows it or not.
@@ -308,7 +309,7 @@ impl Channels {
     }
 
     pub(super) fn insert(&mut self, device: DeviceKey, offer: OfferParams) {
-        self.by_device.insert(device, Channel::new(offer));
+        self.by_device.insert(device, Box::new(Channel::new(offer)));
         self.note_primary(device, offer.primary, true);
     }
 

@@ -32,7 +32,8 @@ impl Server {
         if !actions.is_empty() {
             return Err(SaveError::ActionsWaiting(actions.len()));
         }
-        let Channels { by_device, relids, monitors, subchannels: _, waiting, served: _, kept: _ } = channels;
+        let Channels { by_device: _, relids, monitors, subchannels: _, waiting, served: _, kept: _ } =
+            channels;
         let channel = |(device, channel): (&DeviceKey, &Channel)| {
             self.save_channel(*device, channel, waiting.contains(device))
         };
@@ -44,7 +45,7 @@ impl Server {
         };
         Ok(SavedServer::new(saved::Server {
             connection: Some(save_connection(connection)),
-            channels: by_device.iter().map(channel).collect(),
+            channels: channels.iter().map(channel).collect(),
             page_lists: gpadls.lists.iter().map(list).collect(),
             connects: connects.waiting.iter().map(connect).collect(),
             held: held(connection),

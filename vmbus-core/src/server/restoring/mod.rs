@@ -5,6 +5,7 @@ mod attaching;
 mod parse;
 mod relations;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 
 pub(super) use attaching::Attaching;
@@ -72,7 +73,7 @@ impl Server {
             } else {
                 channels.served += usize::from(channel.serving.is_with_device());
             }
-            if channels.by_device.insert(device, channel).is_some() {
+            if channels.by_device.insert(device, Box::new(channel)).is_some() {
                 return Err(wrong("two channels"));
             }
         }
