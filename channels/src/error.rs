@@ -3,6 +3,7 @@
 use std::io;
 
 use vmbus_core::Guid;
+use vmbus_core::client::Failure;
 use vmbus_core::status::Status;
 
 /// Why a root or guest could not do what was asked.
@@ -74,12 +75,31 @@ pub enum Error {
         /// Bytes asked for.
         wanted: usize,
     },
+    /// What was asked for is not possible with the version and features agreed on, or not now. The caller's fault.
+    #[error("not possible: {0}")]
+    NotPossible(String),
     /// A channel could not be set up.
     #[error(transparent)]
     Channel(#[from] ChannelError),
 }
 
 impl Error {
+    /// A call that the protocol's state machine did not take.
+    pub(crate) fn not_now(error: vmbus_core::client::ClientError) -> Self {
+        Self::NotPossible(error.to_string())
+    }
+
+    /// Something that was begun and came to nothing.
+    pub(crate) fn failed(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(status) | Failure::Denied(status) => {
+                Self::Refused(Refusal { status, reason: failure.to_string() })
+            }
+            Failure::Rescinded => Self::Rescinded,
+            Failure::Cancelled | Failure::Disconnected => Self::Disconnected,
+        }
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -18,6 +18,7 @@ mod event;
 mod guest;
 pub mod hvsock;
 mod interrupt_page;
+mod monitor;
 mod offer;
 mod pace;
 mod pipe;

@@ -1,5 +1,7 @@
 //! What a device says of itself when it is offered.
 
+use std::time::Duration;
+
 use vmbus_core::Guid;
 use vmbus_core::message::{OfferFlags, UserDefined};
 
@@ -25,6 +27,8 @@ pub struct Offer {
     pub(crate) completion_room: usize,
     pub(crate) requests: usize,
     more_flags: OfferFlags,
+    /// In units of 100 ns.
+    pub(crate) monitor_latency: Option<u16>,
 }
 
 impl Offer {
@@ -39,6 +43,7 @@ impl Offer {
             completion_room: 128,
             requests: 1024,
             more_flags: OfferFlags::empty(),
+            monitor_latency: None,
         }
     }
 
@@ -80,6 +85,16 @@ impl Offer {
     /// Flags beside those that the framing says.
     pub(crate) fn more_flags(mut self, flags: OfferFlags) -> Self {
         self.more_flags = flags;
+        self
+    }
+
+    /// Lets guests that have monitor pages signal by a bit there, for which the root looks after `latency`, up to 6.5 ms,
+    /// while the channel is in use, and at least every 8 ms while it is not: no call for each signal, for a delay and
+    /// some processor time as long as the channel is open. For devices that are not in a hurry, and for guests that
+    /// signal in no other way.
+    pub fn monitored(mut self, latency: Duration) -> Self {
+        let ticks = u16::try_from(latency.as_nanos() / 100).unwrap_or(u16::MAX);
+        self.monitor_latency = Some(ticks.max(1));
         self
     }
 

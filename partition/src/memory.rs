@@ -212,6 +212,13 @@ impl Mapping {
         u64::from_le(self.view.word_u64(offset).fetch_or(bits.to_le(), order))
     }
 
+    /// Keeps these bits of the u32 at `offset`, clears the others, and returns what it was. Panics if it is not inside or
+    /// not aligned.
+    #[inline]
+    pub fn fetch_and_u32(&self, offset: usize, bits: u32, order: Ordering) -> u32 {
+        u32::from_le(self.view.word_u32(offset).fetch_and(bits.to_le(), order))
+    }
+
     /// Replaces the u64 at `offset` and returns what it was. Panics if it is not inside or not aligned.
     #[inline]
     pub fn swap_u64(&self, offset: usize, value: u64, order: Ordering) -> u64 {

@@ -30,7 +30,7 @@ pub use self::in_flight::Replay;
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
 pub(crate) use self::saving::SavedChannel;
-pub(crate) use self::side::{Doorbell, Flag, Side};
+pub(crate) use self::side::{Bit, Doorbell, Flag, Side};
 pub(crate) use self::stream::Read;
 pub(crate) use self::subchannels::{Admit, Ask};
 pub(crate) use self::writes::Writes;

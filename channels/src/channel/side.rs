@@ -2,9 +2,9 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use vmbus_core::synic::EVENT_CONNECTION;
+use vmbus_core::synic::{EVENT_CONNECTION, MonitorPlace};
 use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd, SealedGift, Watched};
 
 use super::writes::Writes;
@@ -12,6 +12,7 @@ use crate::buffer::Buffer;
 use crate::error::ChannelError;
 use crate::guest::ROOT_DOMAIN;
 use crate::interrupt_page::{Half, InterruptPage};
+use crate::monitor::MonitorPages;
 use crate::transfer::Gifts;
 
 /// The event flag that all channels share where the interrupt page tells them apart. It announces messages, too, and
@@ -30,6 +31,8 @@ pub(crate) enum Side {
         /// How the guest learns that its memory was written.
         writes: Arc<Writes>,
         gifts: Arc<Gifts>,
+        /// Where the guest may ask for attention instead of signalling.
+        bit: Option<Bit>,
     },
     /// We are a guest.
     Guest {
@@ -54,6 +57,16 @@ pub(crate) enum Doorbell {
     Connection(u32),
     /// By this bit of the interrupt page, on the connection that all channels share. V1.
     Page(InterruptPage, u16),
+    /// By this bit, for which the root looks from time to time.
+    Monitor(Arc<MonitorPages>, MonitorPlace),
+}
+
+/// A channel's bit in the monitor pages of its guest.
+pub(crate) struct Bit {
+    pub(crate) pages: Arc<MonitorPages>,
+    pub(crate) place: MonitorPlace,
+    /// Tells who looks for bits that this channel is in use.
+    pub(crate) active: Arc<AtomicBool>,
 }
 
 impl Side {
@@ -85,6 +98,7 @@ impl Side {
                         end.signal(EVENT_CONNECTION);
                     }
                 }
+                Doorbell::Monitor(pages, place) => pages.each(|page| page.request(place)),
             },
         }
     }
@@ -110,6 +124,18 @@ impl Side {
         match self {
             Self::Root { end, .. } => end.arm(area),
             Self::Guest { end, .. } => end.arm(area),
+        }
+    }
+
+    /// To be called before the last look at the rings before a sleep: what the peer asked for until now is seen by that
+    /// look.
+    pub(crate) fn cancel_request(&self) {
+        match self {
+            Self::Root { bit: Some(Bit { pages, place, active }), .. } => {
+                active.store(true, Ordering::Relaxed);
+                pages.each(|page| page.cancel(place));
+            }
+            Self::Root { bit: None, .. } | Self::Guest { .. } => {}
         }
     }
 

@@ -85,6 +85,7 @@ impl Wait {
             ready.await;
             return Woken::Otherwise;
         };
+        side.cancel_request();
         if place.area == areas::SHARED {
             if !last_look() {
                 ready.await;
@@ -137,6 +138,9 @@ impl Wait {
             .map_or(PollTimeout::NONE, |timeout| PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
         let place = Arc::clone(&lock(&self.place));
         let (side, area) = (&place.side, place.area);
+        if let Some(side) = side {
+            side.cancel_request();
+        }
         let own_bell = match side {
             Some(side) if area != areas::SHARED => {
                 side.clear_flags(area);

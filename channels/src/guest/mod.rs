@@ -226,8 +226,7 @@ impl GuestBuilder {
             (commands.clone(), inbox),
             offers_sender,
             Hvsock::new(Arc::clone(&services), &self.hvsock, self.ring_pages),
-            Arc::clone(&link),
-            survival,
+            (Arc::clone(&link), survival),
         );
         tokio::spawn(task.run(self.versions, joined));
         result.await.map_err(|_| Error::Disconnected)??;
@@ -390,6 +389,17 @@ impl Guest {
                 return opened;
             }
         }
+    }
+
+    /// Has the root look for signals in other pages, as a guest does that moves in its memory; returns when it does. No
+    /// signal is lost meanwhile. Guests of 6.0 alone can.
+    ///
+    /// # Errors
+    /// [`Error::NotPossible`], [`Error::OutOfSharedMemory`], [`Error::Refused`], [`Error::Disconnected`].
+    pub async fn move_monitor_pages(&self) -> Result<(), Error> {
+        let (reply, moved) = oneshot::channel();
+        self.inner.commands.send(Command::MoveMonitorPages(reply)).map_err(|_| Error::Disconnected)?;
+        moved.await.map_err(|_| Error::Disconnected)?
     }
 
     /// Memory that requests can give the root access to.

@@ -15,6 +15,7 @@ pub struct OpenOptions {
     pub(super) user_data: UserDefined,
     /// `None`: the channel ends with its root.
     pub(super) on_resume: Option<Greeting>,
+    pub(super) low_latency: bool,
 }
 
 impl OpenOptions {
@@ -27,6 +28,13 @@ impl OpenOptions {
     /// [`GuestBuilder::ring_pages`](crate::GuestBuilder::ring_pages) without this.
     pub fn ring_pages(mut self, pages: usize) -> Self {
         self.ring_pages = Some(pages.max(1));
+        self
+    }
+
+    /// Signals the root at once even where it would look for a bit of ours from time to time
+    /// ([`Offer::monitored`](crate::Offer::monitored)).
+    pub fn low_latency(mut self) -> Self {
+        self.low_latency = true;
         self
     }
 

@@ -1,5 +1,8 @@
 //! Signals of versions before Win8, which have no event flag for each channel.
 
+use std::sync::Arc;
+
+use vmbus_core::synic::MonitorPlace;
 use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::{GuestEnd, SharedPages};
 
@@ -29,8 +32,13 @@ impl Task {
         }
     }
 
-    /// How the root is signalled for a channel with this connection.
-    pub(super) fn doorbell(&self, relid: u32, connection_id: Option<u32>) -> Doorbell {
+    /// How the root is signalled for a channel with this connection and monitor.
+    pub(super) fn doorbell(&self, relid: u32, connection_id: Option<u32>, monitor: Option<u8>) -> Doorbell {
+        if let Some(place) = monitor.and_then(MonitorPlace::of)
+            && !self.monitors.pages.is_empty()
+        {
+            return Doorbell::Monitor(Arc::clone(&self.monitors.pages), place);
+        }
         match (connection_id, &self.interrupt_page) {
             (Some(connection_id), _) => Doorbell::Connection(connection_id),
             (None, Some((_, page))) => Doorbell::Page(page.clone(), u16::try_from(relid).unwrap_or(0)),

@@ -3,6 +3,7 @@
 mod deciding;
 mod hvsock;
 mod interrupts;
+mod monitor;
 mod opening;
 mod surviving;
 
@@ -18,6 +19,7 @@ use vmbus_core::status::{HvStatus, Status};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, reactor};
 
 use self::deciding::{Answered, Asking};
+use self::monitor::Monitors;
 pub(super) use self::surviving::Survival;
 use self::surviving::{NO_DEVICE, Resuming, Suspended};
 use super::policy::OwnPolicy;
@@ -59,6 +61,8 @@ pub(super) enum Command {
     },
     /// Our policy agent has answered.
     Answered(Box<Answered>),
+    /// The root is to look at other monitor pages.
+    MoveMonitorPages(oneshot::Sender<Result<(), Error>>),
     /// The last handle of the guest is gone.
     Leave,
 }
@@ -73,14 +77,15 @@ pub(super) struct Task {
     denied_version: Option<Refusal>,
     spin: Spin,
     offers: watch::Sender<Offers>,
-    /// Signal connections of offered channels, by relid; V1 names none.
-    connections: HashMap<u32, Option<u32>>,
+    /// Signal connections of offered channels, by relid, which V1 does not name, and monitor ids.
+    connections: HashMap<u32, (Option<u32>, Option<u8>)>,
     channels: HashMap<u32, OpenChannel>,
     /// Pages of rings that the host has not let go of, by page list.
     rings: HashMap<u32, Ring>,
     by_flag: HashMap<u16, Arc<Core>>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<(SharedPages, InterruptPage)>,
+    monitors: Monitors,
     gifts: Arc<Gifts>,
     areas: Areas,
     hvsock: Hvsock,
@@ -140,9 +145,14 @@ struct RefusedOpen {
 }
 
 /// A client that has contacted nobody.
-fn new_client(interrupt_page: Option<&SharedPages>, policy: Option<&OwnPolicy>) -> Client {
+fn new_client(
+    interrupt_page: Option<&SharedPages>,
+    monitors: &Monitors,
+    policy: Option<&OwnPolicy>,
+) -> Client {
     Client::new(ClientConfig {
         interrupt_page: interrupt_page.map_or(0, SharedPages::gpa),
+        monitor_pages: monitors.addresses(),
         policy: if policy.is_some() { client::Policy::Ask } else { client::Policy::AllowAll },
         ..ClientConfig::default()
     })
@@ -156,17 +166,18 @@ impl Task {
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
         offers: watch::Sender<Offers>,
         hvsock: Hvsock,
-        link: Arc<Link>,
-        survival: Option<Survival>,
+        (link, survival): (Arc<Link>, Option<Survival>),
     ) -> Self {
         let interrupt_page = interrupts::allocate(&*end);
         let page = interrupt_page.as_ref().map(|(pages, _)| pages);
+        let monitors = Monitors::allocate(&*end);
         Self {
-            client: new_client(page, policy.as_ref()),
+            client: new_client(page, &monitors, policy.as_ref()),
             policy,
             asking: Asking::new(),
             denied_version: None,
             interrupt_page,
+            monitors,
             spin,
             offers,
             connections: HashMap::new(),
@@ -369,6 +380,7 @@ impl Task {
             Command::Hvsock(command) => self.hvsock_command(command),
             Command::Close { relid, serial } => self.close(relid, serial),
             Command::Greeted { relid, attempt, result } => self.greeted(relid, attempt, result),
+            Command::MoveMonitorPages(reply) => self.move_monitor_pages(reply),
             Command::Answered(answered) => self.answered(*answered),
             Command::Leave => return false,
         }
@@ -383,6 +395,7 @@ impl Task {
                     self.link.set_version(connection.version);
                     self.until = None;
                     self.offers.send_modify(|offers| offers.attached = true);
+                    self.use_monitor_pages(&connection);
                     if self.client.request_offers().is_ok()
                         && let Some(joined) = self.joined.take()
                     {
@@ -403,12 +416,12 @@ impl Task {
                 ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
                 ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
                 ClientAction::ConnectRefused { request, failure } => self.connect_refused(&request, failure),
+                ClientAction::MonitorPagesModified(result) => self.monitor_pages_moved(result),
                 ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),
                 ClientAction::Ask { id, question } => self.decide(id, &question),
                 // Asked for by nobody here.
                 ClientAction::Modified { .. }
                 | ClientAction::ReservedClosed { .. }
-                | ClientAction::MonitorPagesModified(_)
                 | ClientAction::Paused
                 | ClientAction::Unloaded => {}
             }
@@ -417,7 +430,7 @@ impl Task {
     }
 
     fn offered(&mut self, offer: &OfferInfo) {
-        self.connections.insert(offer.relid, offer.connection_id);
+        self.connections.insert(offer.relid, (offer.connection_id, offer.monitor));
         if hvsock::is_connection(offer) {
             return self.connection_offered(offer);
         }

@@ -152,14 +152,15 @@ impl Task {
 
     /// The run-time half of a channel that has opened.
     pub(super) fn make_core(&mut self, relid: u32) -> Result<Arc<Core>, Error> {
-        let connection_id = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
+        let (connection_id, monitor) = self.connections.get(&relid).copied().ok_or(Error::Rescinded)?;
         let channel = self.channels.get(&relid).ok_or(Error::Rescinded)?;
         let pages = channel.pages.as_ref().ok_or(Error::Rescinded)?;
         let memory = self.end.memory();
         let place = |error| Error::Channel(crate::ChannelError::Memory(error));
         let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
         let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
-        let doorbell = self.doorbell(relid, connection_id);
+        let monitor = monitor.filter(|_| !channel.options.low_latency);
+        let doorbell = self.doorbell(relid, connection_id, monitor);
         let side =
             Arc::new(Side::Guest { end: Arc::clone(&self.end), doorbell, gifts: Arc::clone(&self.gifts) });
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;

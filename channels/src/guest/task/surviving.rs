@@ -126,6 +126,7 @@ impl Task {
                     | Command::Hvsock(_)
                     | Command::Greeted { .. }
                     | Command::Answered(_) => {}
+                    Command::MoveMonitorPages(reply) => _ = reply.send(Err(Error::Disconnected)),
                     Command::Close { serial, .. } => {
                         self.suspended.retain(|channel| channel.serial != serial);
                     }
@@ -191,6 +192,7 @@ impl Task {
         if let Some((pages, _)) = &self.interrupt_page {
             pages.mapping().fill_zero(0, PAGE_SIZE);
         }
+        self.monitors.forget_root();
         self.suspended.retain_mut(|channel| {
             if !std::mem::take(&mut channel.has_last_replies) {
                 return true;
@@ -208,7 +210,10 @@ impl Task {
         self.gifts = Arc::default();
         self.hung_up = false;
         self.roots += 1;
-        self.client = new_client(self.interrupt_page.as_ref().map(|(pages, _)| pages), self.policy.as_ref());
+        self.client = {
+            let page = self.interrupt_page.as_ref().map(|(pages, _)| pages);
+            new_client(page, &self.monitors, self.policy.as_ref())
+        };
         // Streams that their users have not dropped hold the old end, too.
         self.end.hang_up();
         self.link.set_end(Arc::clone(&end));

@@ -44,13 +44,15 @@ impl Partition {
                 ServerAction::Released { device } => self.released(device),
                 ServerAction::Connected(connection) => {
                     self.map_interrupt_page(&connection);
+                    self.place_monitors(connection.monitor_pages);
                     let client = self.client.clone();
                     self.root.tell(Event::Connected { client, version: connection.version });
                 }
-                ServerAction::MonitorPages(_) => {}
+                ServerAction::MonitorPages(pages) => self.place_monitors(pages),
                 ServerAction::Disconnected => {
                     self.interrupt_page = None;
                     self.drop_connects();
+                    self.place_monitors(None);
                     self.root.tell(Event::Disconnected { client: self.client.clone() });
                 }
                 ServerAction::Connect(request) => {

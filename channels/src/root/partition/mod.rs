@@ -8,6 +8,7 @@ mod deciding;
 mod giving;
 mod hvsock;
 mod interrupts;
+mod monitors;
 mod offering;
 mod opening;
 mod pacing;
@@ -31,6 +32,7 @@ use vmbus_partition::{FromGuest, LinkError, RootEnd, Watched, reactor};
 use self::deciding::{Admission, Answered};
 pub(super) use self::hvsock::HvCommand;
 use self::hvsock::Hvsock;
+use self::monitors::Monitors;
 use self::pacing::{After, Found, Pacing};
 pub(super) use self::resuming::{Resumed, Returned};
 use self::reviewing::Review;
@@ -126,6 +128,7 @@ pub(super) struct Partition {
     by_connection: HashMap<u32, Arc<Core>>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<InterruptPage>,
+    monitors: Monitors,
     /// Opens so far.
     opens: u64,
     areas: Areas,
@@ -221,6 +224,7 @@ impl Partition {
             by_flag: HashMap::new(),
             by_connection: HashMap::new(),
             interrupt_page: None,
+            monitors: Monitors::default(),
             opens: 0,
             areas: Areas::new(end.info().workers),
             hvsock: Hvsock::new(&root.hvsock),
@@ -292,6 +296,7 @@ impl Partition {
         self.offer_all();
         let mut looks_for_peer = false;
         loop {
+            self.monitors.look();
             let signals = self.take_signals();
             let (messages, more) = self.take_messages()?;
             let found = if signals == Found::Work || messages { Found::Work } else { Found::Nothing };
@@ -346,6 +351,7 @@ impl Partition {
                     looks_for_peer = true;
                     self.end.clear_bell(areas::SHARED);
                 }
+                () = self.monitors.due() => {}
             }
         }
     }

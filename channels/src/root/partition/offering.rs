@@ -83,6 +83,7 @@ impl Device {
             instance: self.instance,
             flags: self.offer.flags(),
             user_defined: self.offer.wire_user_defined(),
+            monitor_latency: self.offer.monitor_latency,
             worker: u8::try_from(area).unwrap_or(0),
             ..OfferParams::default()
         }

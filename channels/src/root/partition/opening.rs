@@ -76,12 +76,14 @@ impl Partition {
         };
         let is_primary = offered.subchannel.is_none();
 
+        let bit = self.monitors.prepare(open.monitor)?;
         let side = Arc::new(Side::Root {
             end: Arc::clone(&self.end),
             vp: AtomicU32::new(open.target_vp),
             flag: self.flag(relid, open.event_flag),
             writes: Arc::clone(&self.writes),
             gifts: Arc::clone(&self.gifts),
+            bit,
         });
         let limits =
             Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
@@ -106,6 +108,7 @@ impl Partition {
         if limits != policy::Limits::default() {
             core.limit_incoming(&limits, self.root.policy.now(), self.root.spin);
         }
+        self.monitors.watch(&core, open);
 
         self.opens += 1;
         let mut channel = Channel::new(Arc::clone(&core), None);
@@ -206,6 +209,7 @@ impl Partition {
         let Some(channel) = self.open.get_mut(&relid) else { return };
         self.by_flag.remove(&channel.flag);
         self.by_connection.remove(&channel.connection_id);
+        self.monitors.forget(&channel.core);
         channel.ended = true;
         let asked_for = channel.closing;
         let name =
