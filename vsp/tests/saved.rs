@@ -34,7 +34,7 @@ struct Moody {
 
 impl Moody {
     fn takes_its_time(&self) -> bool {
-        self.count.fetch_add(1, Ordering::Relaxed) % 3 != 0
+        !self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(3)
     }
 
     async fn wait(&self) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::hvsock::is_connection;
 use super::{Command, Partition};
 use crate::channel::SavedChannel;
 use crate::saved::{SaveError, SavedDevice, SavedPartition};
@@ -56,7 +57,12 @@ impl Partition {
     /// Asks all sessions to end, and waits until they have.
     async fn save_channels(&mut self) -> BTreeMap<u32, SavedChannel> {
         for channel in self.open.values() {
-            channel.core.begin_saving();
+            if is_connection(channel.device) {
+                // A stream's other end is a task of this process, which stays here.
+                channel.core.close();
+            } else {
+                channel.core.begin_saving();
+            }
         }
         let mut saved = BTreeMap::new();
         let mut deadline = Instant::now() + self.quotas.grace;
