@@ -50,6 +50,9 @@ pub enum Error {
     /// No partition has this number.
     #[error("no partition {0} is attached")]
     NoPartition(u32),
+    /// No partition has this name.
+    #[error("no guest `{0}` is attached")]
+    NotAttached(String),
     /// The protocol version that was agreed has no such thing.
     #[error("{what} need protocol version {needs}, and {agreed} was agreed")]
     TooOld {

@@ -11,6 +11,8 @@ use vmbus_core::storage::SCSI_CLASS;
 use vmbus_proxy_devices::fuse::DiskDoor;
 use vmbus_vsc::Disk;
 
+use crate::hvsock::{self, Entrance, Served};
+
 /// Arguments of `vmbus guest`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -27,6 +29,12 @@ pub(crate) struct Arguments {
     /// Show the disk as the file `disk` in this directory, until interrupted
     #[arg(long, value_name = "MOUNTPOINT")]
     fuse: Option<PathBuf>,
+    /// The root's connections to SERVICE, a vsock port or a GUID, are served by who listens at PATH
+    #[arg(long, value_name = "SERVICE=unix:PATH")]
+    hvsock: Vec<Served>,
+    /// Who connects to the socket PATH is connected to SERVICE of the root
+    #[arg(long, value_name = "SERVICE=unix:PATH")]
+    hvsock_listen: Vec<Entrance>,
     /// Highest protocol version to ask for, such as 5.2
     #[arg(long, value_name = "VERSION")]
     max_version: Option<Version>,
@@ -35,6 +43,7 @@ pub(crate) struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   vmbus guest --socket bus.sock --name alice
+  vmbus guest --socket bus.sock --name alice --hvsock 22=unix:sshd.sock --hvsock-listen 5000=unix:log.sock
   vmbus guest --socket bus.sock --name alice --fuse mnt
       then, as root: losetup --find --show mnt/disk";
 
@@ -51,6 +60,7 @@ async fn join(arguments: &Arguments) -> Result<()> {
         .connect(&arguments.socket)
         .await
         .with_context(|| format!("cannot join the bus at {}", arguments.socket.display()))?;
+    let _doors = hvsock::open_at_guest(&guest, &arguments.hvsock, &arguments.hvsock_listen)?;
     println!("joined as {} with version {}", arguments.name, guest.version());
     match &arguments.fuse {
         Some(mountpoint) => show_disk(&guest, mountpoint).await,

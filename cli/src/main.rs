@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod events;
 mod guest;
+mod hvsock;
 mod ls;
 mod root;
 mod size;

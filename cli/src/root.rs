@@ -12,6 +12,8 @@ use vmbus_channels::{Root, Spin};
 use vmbus_core::Version;
 use vmbus_vsp::storage::{Access, Lun, Memory, RawFile, StorageController};
 
+use crate::hvsock::{self, Entrance, Served};
+
 /// Arguments of `vmbus root`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -25,6 +27,12 @@ pub(crate) struct Arguments {
     /// A socket at which the virtual machine NAME attaches
     #[arg(long = "vm", value_name = "NAME=SOCKET")]
     vms: Vec<String>,
+    /// Guests that connect to SERVICE, a vsock port or a GUID, are served by who listens at PATH, or by guest NAME
+    #[arg(long, value_name = "SERVICE=unix:PATH|guest:NAME")]
+    hvsock: Vec<Served>,
+    /// Who connects to the socket PATH is connected to SERVICE of guest GUEST
+    #[arg(long, value_name = "GUEST:SERVICE=unix:PATH")]
+    hvsock_listen: Vec<Entrance>,
     /// Highest protocol version to allow, such as 5.2
     #[arg(long, value_name = "VERSION")]
     max_version: Option<Version>,
@@ -47,10 +55,13 @@ Examples:
   vmbus root --socket /run/user/1000/bus.sock --disk disk.img
   vmbus root --socket bus.sock --disk a.img,for=alice --disk shared.iso,ro
   vmbus root --socket bus.sock --disk memory:256M,for=test --vm debian=debian.sock
+  vmbus root --socket bus.sock --hvsock 5000=unix:/run/log.sock --hvsock-listen alice:22=unix:ssh.sock
 
 The file for --config:
   socket = \"bus.sock\"
   max_version = \"5.3\"
+  hvsock = [\"5000=unix:/run/log.sock\"]
+  hvsock_listen = [\"alice:22=unix:ssh.sock\"]
 
   [[disk]]
   file = \"a.img\"
@@ -71,6 +82,10 @@ struct Config {
     disk: Vec<DiskConfig>,
     #[serde(default)]
     vm: Vec<VmConfig>,
+    #[serde(default)]
+    hvsock: Vec<Served>,
+    #[serde(default)]
+    hvsock_listen: Vec<Entrance>,
 }
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -124,6 +139,8 @@ fn config(arguments: Arguments) -> Result<Config> {
             vm.split_once('=').with_context(|| format!("--vm {vm}: expected NAME=SOCKET"))?;
         config.vm.push(VmConfig { name: name.into(), socket: socket.into() });
     }
+    config.hvsock.extend(arguments.hvsock);
+    config.hvsock_listen.extend(arguments.hvsock_listen);
     if config.socket.is_none() && config.vm.is_empty() {
         bail!("nobody could attach: give --socket PATH or --vm NAME=SOCKET");
     }
@@ -162,6 +179,7 @@ async fn serve(config: Config, spin: Spin, manner: Manner) -> Result<()> {
     for vm in &config.vm {
         root.listen_for_vm(&vm.name, &vm.socket)?;
     }
+    let _doors = hvsock::open_at_root(&root, &config.hvsock, &config.hvsock_listen)?;
     if let Some(socket) = &config.socket {
         root.listen_at(socket)?;
         if manner.json {

@@ -1,6 +1,7 @@
 //! Devices that stand for a service elsewhere, and the doors from the bus to the host's world.
 //!
-//! [`fuse`] shows a guest's disk as a file.
+//! [`fuse`] shows a guest's disk as a file, [`hvsock`] connects Unix sockets of the host with services of guests.
 #![forbid(unsafe_code)]
 
 pub mod fuse;
+pub mod hvsock;

@@ -37,7 +37,7 @@ impl Guest {
     /// # Errors
     /// [`Error::ServiceTaken`]; [`Error::Disconnected`].
     pub fn hvsock_listen(&self, service: Guid) -> Result<HvListener, Error> {
-        self.inner.services.listen(service, self.inner.hvsock.backlog)
+        self.inner.services.listen(service, self.inner.hvsock.backlog, None)
     }
 }
 

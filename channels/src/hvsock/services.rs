@@ -16,7 +16,18 @@ pub(crate) type Incoming = (HvStream, HvPeer);
 #[derive(Default)]
 pub(crate) struct Services {
     /// `None` once the bus is gone.
-    listening: Mutex<Option<HashMap<Guid, mpsc::Sender<Incoming>>>>,
+    listening: Mutex<Option<Listening>>,
+}
+
+type Listening = HashMap<Guid, Service>;
+
+/// One service.
+#[derive(Clone)]
+pub(crate) struct Service {
+    /// Where connections go.
+    pub(crate) listener: mpsc::Sender<Incoming>,
+    /// The partition that serves in the end, if this end only passes connections on.
+    pub(crate) to: Option<Arc<str>>,
 }
 
 impl Services {
@@ -25,19 +36,24 @@ impl Services {
     }
 
     /// Listens for `service`, with up to `backlog` connections waiting.
-    pub(crate) fn listen(self: &Arc<Self>, service: Guid, backlog: usize) -> Result<HvListener, Error> {
-        let (sender, waiting) = mpsc::channel(backlog.max(1));
+    pub(crate) fn listen(
+        self: &Arc<Self>,
+        service: Guid,
+        backlog: usize,
+        to: Option<Arc<str>>,
+    ) -> Result<HvListener, Error> {
+        let (listener, waiting) = mpsc::channel(backlog.max(1));
         let mut listening = self.lock();
         let Some(listening) = listening.as_mut() else { return Err(Error::Disconnected) };
         if listening.contains_key(&service) {
             return Err(Error::ServiceTaken(service));
         }
-        listening.insert(service, sender);
+        listening.insert(service, Service { listener, to });
         Ok(HvListener::new(service, waiting, Arc::clone(self)))
     }
 
-    /// Where connections to `service` go, if anybody listens.
-    pub(crate) fn listener(&self, service: Guid) -> Option<mpsc::Sender<Incoming>> {
+    /// Who listens for `service`, if anybody does.
+    pub(crate) fn find(&self, service: Guid) -> Option<Service> {
         self.lock().as_ref()?.get(&service).cloned()
     }
 
@@ -52,7 +68,7 @@ impl Services {
         *self.lock() = None;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<Guid, mpsc::Sender<Incoming>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Listening>> {
         self.listening.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -71,6 +71,11 @@ impl HvStream {
         self.read.shared.channel.set_spin(spin);
     }
 
+    /// Closes the connection so that the other end does not take what it has read for all there was.
+    pub fn reset(mut self) {
+        self.write.ended = true;
+    }
+
     /// Two halves for two tasks.
     pub fn into_split(self) -> (HvReadHalf, HvWriteHalf) {
         (self.read, self.write)

@@ -15,7 +15,28 @@ impl Root {
     /// # Errors
     /// [`Error::ServiceTaken`]; [`Error::Disconnected`] while the root ends.
     pub fn hvsock_listen(&self, service: Guid) -> Result<HvListener, Error> {
-        self.inner.services.listen(service, self.inner.hvsock.backlog)
+        self.inner.services.listen(service, self.inner.hvsock.backlog, None)
+    }
+
+    /// Accepts what guests connect to `service` for guest `to`, to which the caller passes it on. Guests reach each
+    /// other in no other way; the policy agent is asked about each connect, and told `to`.
+    ///
+    /// # Errors
+    /// As [`hvsock_listen`](Self::hvsock_listen).
+    pub fn hvsock_route(&self, service: Guid, to: &str) -> Result<HvListener, Error> {
+        self.inner.services.listen(service, self.inner.hvsock.backlog, Some(to.into()))
+    }
+
+    /// [`hvsock_connect`](Self::hvsock_connect) to the guest that attached as `name`, the last of them if there are
+    /// several.
+    ///
+    /// # Errors
+    /// As there, and [`Error::NotAttached`].
+    pub async fn hvsock_connect_to(&self, name: &str, service: Guid) -> Result<HvStream, Error> {
+        let status = self.status().await;
+        let named = status.partitions.iter().rfind(|partition| partition.name == name);
+        let partition = named.ok_or_else(|| Error::NotAttached(name.to_owned()))?.id;
+        self.hvsock_connect(partition, service).await
     }
 
     /// Connects to `service` of a partition. Losing the future gives the attempt up.

@@ -133,7 +133,7 @@ impl Task {
 
     /// Where the channel goes that the root's connect becomes, if somebody listens and may have it.
     fn accept(&self, service: Guid, endpoint: Guid) -> Option<Reply> {
-        let place = self.hvsock.services.listener(service)?.try_reserve_owned().ok()?;
+        let place = self.hvsock.services.find(service)?.listener.try_reserve_owned().ok()?;
         let counted = Arc::clone(&self.hvsock.streams).try_acquire_owned().ok()?;
         let peer = HvPeer { partition: None, service, endpoint };
         let (reply, opened) = oneshot::channel();

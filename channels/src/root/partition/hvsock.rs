@@ -144,8 +144,9 @@ impl Partition {
 
     /// The guest connects to a service of the root.
     pub(super) fn connect(&mut self, request: ConnectRequest) {
-        let question =
-            Question::Connect { service: request.service, direction: Direction::Outgoing, to: None };
+        let service = request.service;
+        let to = self.root.services.find(service).and_then(|service| service.to);
+        let question = Question::Connect { service, direction: Direction::Outgoing, to };
         self.ask(question, move |partition, verdict| {
             if let Err(refusal) = verdict.and_then(|_| partition.accept(request)) {
                 partition.refuse_connect(request, &refusal);
@@ -155,7 +156,7 @@ impl Partition {
 
     fn accept(&mut self, request: ConnectRequest) -> Result<(), Refusal> {
         let ConnectRequest { endpoint, service, silo } = request;
-        let listener = self.root.services.listener(service).ok_or_else(|| refused("nobody listens"))?;
+        let listener = self.root.services.find(service).ok_or_else(|| refused("nobody listens"))?.listener;
         if listener.capacity() == 0 {
             return Err(backlog_full());
         }
