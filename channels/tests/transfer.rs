@@ -1,10 +1,11 @@
 //! Bytes that are copied, shared or given, in both directions.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
-use vmbus_channels::test_utils::{MockGuest, join};
+use vmbus_channels::policy::{Asked, Decision, Limits, Question};
+use vmbus_channels::test_utils::{MockGuest, join, join_with};
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Event, Guest, Guid, Offer, OpenRequest, Provider, Refusal, Root,
-    Session, TransferMode, guid,
+    Channel, ChannelError, Client, Device, Event, Guest, Guid, Offer, OpenRequest, PolicyAgent, Provider,
+    Refusal, Root, Session, TransferMode, guid,
 };
 use vmbus_partition::{Gift, GuestEnd};
 
@@ -104,6 +105,48 @@ async fn much_is_given_or_shared_and_not_copied_through_the_ring() {
     parcel.write(0, b"too much").unwrap();
     assert!(matches!(channel.send_parcel(b"", parcel).await, Err(ChannelError::TooLarge { .. })));
     assert_eq!(sent(&channel, TransferMode::Copy, 8).await.unwrap().1, 8, "the channel is as good as before");
+}
+
+/// Small parcels are copied, large ones given, what lies between is shared; and nothing of 64 MiB.
+struct BySize;
+
+#[async_trait::async_trait]
+impl PolicyAgent for BySize {
+    async fn decide(&self, asked: &Asked) -> Decision {
+        let Question::Share { device: None, bytes, .. } = asked.question else { return Decision::Allow };
+        let mode = match bytes {
+            0..=100 => TransferMode::Copy,
+            101..=100_000 => TransferMode::Share,
+            100_001..=1_000_000 => TransferMode::Give,
+            _ => return Decision::deny("too much at once"),
+        };
+        Decision::change(Limits { mode: Some(mode), ..Limits::default() })
+    }
+}
+
+#[tokio::test]
+async fn policy_chooses_the_way_by_size_at_either_end() {
+    let root = Root::builder().policy(BySize).build();
+    root.offer(Sums).unwrap();
+    let plain = join(&root, "plain").await.unwrap();
+    let choosy = join_with(&root, "choosy", Guest::builder().policy(BySize)).await.unwrap();
+    let by_choice = [(100, TransferMode::Copy), (5000, TransferMode::Share), (200_000, TransferMode::Give)];
+    let by_size = [(100, TransferMode::Copy), (5000, TransferMode::Share), (200_000, TransferMode::Share)];
+    for (guest, ways) in [(&choosy, by_choice), (&plain, by_size)] {
+        let channel = guest.open(Device::class(CLASS)).await.unwrap();
+        for (bytes, mode) in ways {
+            let parcel = guest.parcel(&channel, bytes).await.unwrap();
+            assert_eq!(parcel.mode(), mode, "{bytes} bytes");
+            channel.send_parcel(b"", parcel).await.unwrap().reply().await.unwrap();
+        }
+        drop(channel);
+    }
+    let channel = choosy.open(Device::class(CLASS)).await.unwrap();
+    let refused = choosy.parcel(&channel, 64 << 20).await.unwrap_err();
+    assert!(refused.to_string().contains("too much at once"), "by the guest's own: {refused}");
+    let gift = channel.parcel(TransferMode::Give, 2_000_000).unwrap();
+    let reply = channel.send_parcel(b"", gift).await.unwrap().reply().await.unwrap();
+    assert!(reply.starts_with(b"too much at once"), "by the root's: {reply:?}");
 }
 
 #[tokio::test]

@@ -18,15 +18,17 @@ use vmbus_core::{Guid, Version};
 use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
 pub use self::open_options::OpenOptions;
-use self::policy::GuestPolicy;
+use self::policy::{GuestPolicy, OwnPolicy};
 pub use self::resume::Resume;
 use self::resume::{Rejoin, at_path};
-use self::task::{Command, Hvsock, Survival, Task};
+use self::task::{Command, Hvsock, Start, Survival, Task};
 use crate::buffer::Buffer;
 use crate::channel::Channel;
 use crate::error::{Error, Refusal};
 use crate::hvsock::{HvLimits, Services};
+use crate::policy::Question;
 use crate::spin::Spin;
+use crate::transfer::{Parcel, TransferMode};
 
 /// The sharing domain of memory that only the root sees beside this guest.
 pub(crate) const ROOT_DOMAIN: u32 = 0;
@@ -218,21 +220,23 @@ impl GuestBuilder {
         let services = Services::new();
         let link = Arc::new(Link(Mutex::new((Arc::clone(&end), Version::OLDEST))));
         let survival = self.resume.within.zip(rejoin).map(|(within, rejoin)| Survival { within, rejoin });
-        let policy = self.policy.start(&*end);
-        let task = Task::new(
+        let policy = self.policy.start(&*end).map(Arc::new);
+        let start = Start {
             end,
-            self.spin,
-            policy,
-            (commands.clone(), inbox),
-            offers_sender,
-            Hvsock::new(Arc::clone(&services), &self.hvsock, self.ring_pages),
-            (Arc::clone(&link), survival),
-        );
+            spin: self.spin,
+            policy: policy.clone(),
+            offers: offers_sender,
+            hvsock: Hvsock::new(Arc::clone(&services), &self.hvsock, self.ring_pages),
+            link: Arc::clone(&link),
+            survival,
+        };
+        let task = Task::new(start, (commands.clone(), inbox));
         tokio::spawn(task.run(self.versions, joined));
         result.await.map_err(|_| Error::Disconnected)??;
         Ok(Guest {
             inner: Arc::new(Inner {
                 link,
+                policy,
                 commands,
                 offers,
                 ring_pages: self.ring_pages,
@@ -277,6 +281,7 @@ pub struct Guest {
 
 struct Inner {
     link: Arc<Link>,
+    policy: Option<Arc<OwnPolicy>>,
     commands: mpsc::UnboundedSender<Command>,
     offers: watch::Receiver<Offers>,
     ring_pages: usize,
@@ -414,6 +419,30 @@ impl Guest {
             .allocate(ROOT_DOMAIN, bytes)
             .map_err(|_| Error::OutOfSharedMemory { wanted: bytes })?;
         Ok(Buffer::new(pages, bytes))
+    }
+
+    /// Room for `bytes` bytes to send over `channel`, which will travel as this guest's own policy says for so many;
+    /// without an agent, or if it leaves that open, up to a page is copied and more is shared.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: our policy's; [`Error::Channel`] as [`Channel::parcel`].
+    pub async fn parcel(&self, channel: &Channel, bytes: usize) -> Result<Parcel, Error> {
+        let by_size = TransferMode::for_size(bytes);
+        let mode = match &self.inner.policy {
+            None => by_size,
+            Some(policy) => {
+                let question = Question::Share {
+                    device: None,
+                    bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+                    held: 0,
+                    mode: by_size,
+                    before_open: false,
+                };
+                let limits = policy.asker.ask(&policy.who, question).await.map_err(Error::Refused)?;
+                limits.mode.unwrap_or(by_size)
+            }
+        };
+        Ok(channel.parcel(mode, bytes)?)
     }
 
     /// Why the root let this guest go, once it has and if it said so.

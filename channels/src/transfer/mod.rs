@@ -9,6 +9,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use vmbus_core::PAGE_SIZE;
 use vmbus_partition::{Gift, Given, GuestPages};
 use vmbus_ringbuf::TransferRange;
 
@@ -35,6 +36,13 @@ pub enum TransferMode {
     /// In memory that leaves the sender's address space and arrives in the taker's. Nobody can write to what is on
     /// its way, whatever descriptors it has kept. Costs some system calls at each end, so it is for much at once.
     Give,
+}
+
+impl TransferMode {
+    /// What costs least for so many bytes.
+    pub(crate) fn for_size(bytes: usize) -> Self {
+        if bytes <= PAGE_SIZE { Self::Copy } else { Self::Share }
+    }
 }
 
 impl fmt::Display for TransferMode {

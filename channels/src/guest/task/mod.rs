@@ -71,7 +71,7 @@ pub(super) struct Task {
     end: Arc<dyn GuestEnd>,
     client: Client,
     /// Whom to ask before we do something; nobody in most guests.
-    policy: Option<OwnPolicy>,
+    policy: Option<Arc<OwnPolicy>>,
     asking: Asking,
     /// Our own policy's last word about a version.
     denied_version: Option<Refusal>,
@@ -111,6 +111,17 @@ pub(super) struct Task {
     roots: u64,
     /// Memory that a root which may live still could write.
     lost: Vec<Ring>,
+}
+
+/// What a guest's task begins with.
+pub(super) struct Start {
+    pub(super) end: Arc<dyn GuestEnd>,
+    pub(super) spin: Spin,
+    pub(super) policy: Option<Arc<OwnPolicy>>,
+    pub(super) offers: watch::Sender<Offers>,
+    pub(super) hvsock: Hvsock,
+    pub(super) link: Arc<Link>,
+    pub(super) survival: Option<Survival>,
 }
 
 /// Memory of two rings, and what may still refer to it.
@@ -160,19 +171,15 @@ fn new_client(
 
 impl Task {
     pub(super) fn new(
-        end: Arc<dyn GuestEnd>,
-        spin: Spin,
-        policy: Option<OwnPolicy>,
+        start: Start,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
-        offers: watch::Sender<Offers>,
-        hvsock: Hvsock,
-        (link, survival): (Arc<Link>, Option<Survival>),
     ) -> Self {
+        let Start { end, spin, policy, offers, hvsock, link, survival } = start;
         let interrupt_page = interrupts::allocate(&*end);
         let page = interrupt_page.as_ref().map(|(pages, _)| pages);
         let monitors = Monitors::allocate(&*end);
         Self {
-            client: new_client(page, &monitors, policy.as_ref()),
+            client: new_client(page, &monitors, policy.as_deref()),
             policy,
             asking: Asking::new(),
             denied_version: None,

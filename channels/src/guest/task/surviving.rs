@@ -212,7 +212,7 @@ impl Task {
         self.roots += 1;
         self.client = {
             let page = self.interrupt_page.as_ref().map(|(pages, _)| pages);
-            new_client(page, &self.monitors, self.policy.as_ref())
+            new_client(page, &self.monitors, self.policy.as_deref())
         };
         // Streams that their users have not dropped hold the old end, too.
         self.end.hang_up();
