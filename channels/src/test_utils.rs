@@ -128,6 +128,14 @@ impl MockGuest {
         Ok(Self { end: guest })
     }
 
+    /// Attaches to a root of another process, at `path`, and says nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Link`].
+    pub fn connect(path: impl AsRef<std::path::Path>, name: &str) -> Result<Self, Error> {
+        Ok(Self { end: vmbus_partition::attach::connect(path, &GuestOptions::named(name))? })
+    }
+
     /// The partition's end of the link, for memory and signals.
     pub fn end(&self) -> &ControlGuest {
         &self.end

@@ -4,10 +4,13 @@
 //! of two within an hour, ratios hardly at all. What each row means stands in `docs/src/performance.md`.
 
 mod comparison;
+mod crowd;
 mod doorbell;
+mod noise;
 mod peer;
 mod place;
 mod ring;
+mod scale;
 mod storage;
 
 use std::time::Duration;
@@ -31,6 +34,10 @@ enum What {
     Doorbell(Settings),
     /// Reads from a memory disk, served by another process
     Storage(storage::Arguments),
+    /// What one more channel costs on a bus with many
+    Scale(Settings),
+    /// What a guest that follows no rule does to the latency of others
+    Noise(Settings),
     /// The other process of a measurement
     #[command(hide = true)]
     Peer(peer::Arguments),
@@ -69,6 +76,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Ring(settings) => ring::measure(settings),
         What::Doorbell(settings) => doorbell::measure(settings),
         What::Storage(arguments) => storage::measure(arguments),
+        What::Scale(settings) => scale::measure(settings),
+        What::Noise(settings) => noise::measure(settings),
         What::Peer(arguments) => peer::run(arguments),
     }
 }

@@ -6,6 +6,7 @@ mod demo;
 mod events;
 mod guest;
 mod hvsock;
+mod limits;
 mod ls;
 mod root;
 mod size;

@@ -112,6 +112,7 @@ struct Manner {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    crate::limits::raise_descriptors();
     let manner = Manner { json: arguments.json, until_stdin_ends: arguments.until_stdin_ends };
     let spin = if arguments.no_spin { Spin::never() } else { Spin::adaptive() };
     let config = config(arguments)?;

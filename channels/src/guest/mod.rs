@@ -1,6 +1,7 @@
 //! A guest of a bus: a process that attaches to a root, sees devices and opens them.
 
 mod hvsock;
+mod offers;
 mod open_options;
 mod policy;
 mod resume;
@@ -17,6 +18,7 @@ use vmbus_core::message::UserDefined;
 use vmbus_core::{Guid, Version};
 use vmbus_partition::{GuestEnd, GuestOptions, LinkError};
 
+use self::offers::Offers;
 pub use self::open_options::OpenOptions;
 use self::policy::{GuestPolicy, OwnPolicy};
 pub use self::resume::Resume;
@@ -100,20 +102,6 @@ impl OfferedDevice {
             user_defined: offer.user_defined,
         }
     }
-}
-
-/// What is offered at present.
-#[derive(Clone, Debug, Default)]
-struct Offers {
-    devices: Vec<OfferedDevice>,
-    /// All that existed when this guest joined have arrived.
-    complete: bool,
-    /// There is a root.
-    attached: bool,
-    /// The bus is gone.
-    ended: bool,
-    /// What the root said about that.
-    why: Option<Refusal>,
 }
 
 /// Settings of a guest.
@@ -326,7 +314,7 @@ impl Guest {
 
     /// What the root offers at this moment.
     pub fn offers(&self) -> Vec<OfferedDevice> {
-        self.inner.offers.borrow().devices.clone()
+        self.inner.offers.borrow().list()
     }
 
     /// What the root offers, once all that it offered when this guest joined has arrived.
@@ -336,7 +324,7 @@ impl Guest {
     pub async fn all_offers(&self) -> Result<Vec<OfferedDevice>, Error> {
         let mut offers = self.inner.offers.clone();
         let now = offers.wait_for(|now| now.complete || now.ended).await.map_err(|_| Error::Disconnected)?;
-        if now.ended { Err(Error::Disconnected) } else { Ok(now.devices.clone()) }
+        if now.ended { Err(Error::Disconnected) } else { Ok(now.list()) }
     }
 
     /// Waits until `device` is offered.
@@ -358,9 +346,9 @@ impl Guest {
     /// Waits for what was offered before this guest joined; then `device` is there, or it is not.
     async fn find(&self, device: Device, give_up: bool) -> Result<OfferedDevice, Error> {
         let mut offers = self.inner.offers.clone();
-        let fitting = |offers: &Offers| offers.devices.iter().find(|offered| device.fits(offered)).cloned();
+        let fitting = |offers: &Offers| offers.find(device).cloned();
         let settled =
-            |offers: &Offers| fitting(offers).is_some() || offers.ended || (give_up && offers.complete);
+            |offers: &Offers| offers.find(device).is_some() || offers.ended || (give_up && offers.complete);
         let now = offers.wait_for(|now| settled(now)).await.map_err(|_| Error::Disconnected)?;
         match fitting(&now) {
             Some(offered) => Ok(offered),

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum as _};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use vmbus_channels::{
@@ -18,7 +18,8 @@ use vmbus_partition::{Mapping, Memfd};
 use vmbus_vsp::storage::{Lun, Memory, StorageController};
 
 use super::doorbell::{self, Lines};
-use super::place;
+use super::noise::{self, Noise};
+use super::{crowd, place};
 
 /// The class of the device that gives every request's payload back.
 pub(super) const ECHO: Guid = guid!("5a0e9c1d-7a54-4d0f-8f0b-2c1f6f0f3b11");
@@ -41,6 +42,12 @@ enum Role {
         #[arg(long)]
         never_spin: bool,
     },
+    /// A root with so many devices that echo
+    Many { socket: PathBuf, devices: usize },
+    /// A guest that opens so many channels, has one request answered on each, says so and stays until its input ends
+    Guest { socket: PathBuf, name: String, channels: usize },
+    /// A guest that follows no rule
+    Noise { socket: PathBuf, how: Noise },
     /// Answers on bare lines of shared memory
     Lines { memory: PathBuf },
     /// Waits for the eventfd that is its standard input, answers on the one that is its standard output
@@ -53,6 +60,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     place::pin_to(arguments.processor)?;
     match &arguments.role {
         Role::Bus { socket, disk, never_spin } => serve(socket, *disk, spin(*never_spin)),
+        Role::Many { socket, devices } => crowd::serve(socket, *devices),
+        Role::Guest { socket, name, channels } => crowd::join(socket, name, *channels),
+        Role::Noise { socket, how } => noise::make(socket, *how),
         Role::Lines { memory } => {
             let file = File::options().read(true).write(true).open(memory)?;
             doorbell::answer_on_lines(&Lines::over(Memfd::from_peer(OwnedFd::from(file))?.map_all()?));
@@ -123,6 +133,23 @@ impl Peer {
         if never_spin {
             command.arg("--never-spin");
         }
+        Self::serving(command, socket)
+    }
+
+    /// A root with so many devices that echo.
+    pub(super) fn many(socket: &Path, processor: usize, devices: usize) -> Result<Self> {
+        let mut command = command(processor)?;
+        command.arg("many").arg(socket).arg(devices.to_string());
+        Self::serving(command, socket)
+    }
+
+    /// A guest that makes noise of one kind.
+    pub(super) fn noise(socket: &Path, processor: usize, how: Noise) -> Result<Self> {
+        let how = how.to_possible_value().context("a noise without a name")?;
+        Self::start(command(processor)?.arg("noise").arg(socket).arg(how.get_name()).stdin(Stdio::null()))
+    }
+
+    fn serving(mut command: Command, socket: &Path) -> Result<Self> {
         let mut peer = Self::start(command.stdin(Stdio::null()))?;
         let patience = Instant::now() + Duration::from_secs(20);
         while !socket.exists() {

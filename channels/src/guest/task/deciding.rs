@@ -125,7 +125,7 @@ impl Task {
 
     fn asked_device(&self, relid: u32) -> Option<AskedDevice> {
         let offers = self.offers.borrow();
-        let device = offers.devices.iter().find(|device| device.relid == relid)?;
+        let device = offers.by_relid(relid)?;
         Some(AskedDevice {
             name: "".into(),
             class: device.class,

@@ -265,11 +265,7 @@ impl Task {
             };
             let _ = joined.send(Err(error));
         }
-        self.offers.send_modify(|offers| {
-            offers.devices.clear();
-            offers.ended = true;
-            offers.why = why;
-        });
+        self.offers.send_modify(|offers| offers.end(why));
     }
 
     async fn serve(&mut self) -> Result<(), Error> {
@@ -377,7 +373,7 @@ impl Task {
         match command {
             Command::Open { device, options, reply } => {
                 // Another root may have come since whoever opens has looked: without an answer they look again.
-                if self.survival.is_some() && !self.offers.borrow().devices.contains(&device) {
+                if self.survival.is_some() && !self.offers.borrow().contains(&device) {
                     return true;
                 }
                 if let Err((error, reply)) = self.begin_open(device, *options, reply) {
@@ -443,14 +439,14 @@ impl Task {
         }
         let device = OfferedDevice::of(offer);
         self.reopen(&device);
-        self.offers.send_modify(|offers| offers.devices.push(device));
+        self.offers.send_modify(|offers| offers.add(device));
     }
 
     fn rescinded(&mut self, relid: u32) {
         self.finish(relid, Some(Error::Rescinded));
         self.connections.remove(&relid);
         self.hvsock.forget(relid);
-        self.offers.send_modify(|offers| offers.devices.retain(|device| device.relid != relid));
+        self.offers.send_modify(|offers| offers.remove(relid));
         let _ = self.client.release(relid);
     }
 }

@@ -143,7 +143,7 @@ impl Task {
     /// Lets go of all that the link was. What the root may still write stays out of use.
     fn suspend(&mut self, until: Instant) {
         self.offers.send_modify(|offers| {
-            offers.devices.clear();
+            offers.clear();
             offers.complete = false;
             offers.attached = false;
         });
