@@ -49,6 +49,14 @@ async fn a_guest_that_floods_the_root_with_garbage_is_read_later_and_its_neighbo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_takes_its_offers_one_by_one_is_not_in_a_storm() {
+    let root = bus(Quotas::default(), 1500);
+    let guest = intruder(&root).await;
+    offers(&guest, 1500).await;
+    assert_eq!(partition(&root, "intruder").await.pauses, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_works_hard_by_the_rules_is_not_slowed_down() {
     let root = bus(Quotas::default(), 8);
     let guest = vmbus_channels::test_utils::join(&root, "busy").await.unwrap();

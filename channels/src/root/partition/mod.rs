@@ -294,12 +294,15 @@ impl Partition {
     /// Serves the partition until it is gone (an error) or we let it go.
     async fn serve(&mut self, sources: &Sources) -> Result<(), LinkError> {
         self.offer_all();
-        let mut looks_for_peer = false;
+        let (mut looks_for_peer, mut queued) = (false, 0);
         loop {
             self.monitors.look();
             let signals = self.take_signals();
             let (messages, more) = self.take_messages()?;
-            let found = if signals == Found::Work || messages { Found::Work } else { Found::Nothing };
+            // Room for what waits is a reason to signal as well.
+            let made_room = queued > 0 && self.end.queued() < queued;
+            let found =
+                if signals == Found::Work || messages || made_room { Found::Work } else { Found::Nothing };
             if looks_for_peer || found == Found::Work {
                 self.pacing.looked(found);
             }
@@ -310,6 +313,7 @@ impl Partition {
                 return Err(error);
             }
             self.end.flush()?;
+            queued = self.end.queued();
             match self.pause(sources).await? {
                 After::GoOn => {}
                 After::LetGo => return Ok(()),
