@@ -54,7 +54,7 @@ pub(super) fn measure(settings: &Settings) -> Result<()> {
     })?;
     let take = |noise: Option<Noise>, time: Duration| {
         let _peer = noise.map(|noise| Peer::noise(&socket, 1, noise)).transpose()?;
-        runtime.block_on(tokio::time::sleep(SETTLE));
+        std::thread::sleep(SETTLE);
         let before = place::process_time(root.id())?;
         let start = Instant::now();
         let mut taken = runtime.block_on(requests(&channel, time))?;
