@@ -5,6 +5,7 @@ use std::io::Write as _;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use vmbus_channels::Event;
+use vmbus_channels::policy::Logged;
 
 /// Prints events until the root ends or nobody reads them. Blocks.
 pub(crate) fn print(mut events: Receiver<Event>) {
@@ -18,6 +19,23 @@ pub(crate) fn print(mut events: Receiver<Event>) {
             Err(RecvError::Closed) => return,
         };
         if say(&line).is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes policy decisions until the root ends or the file cannot be written. Blocks.
+pub(crate) fn log_policy(mut events: Receiver<Event>, mut file: std::fs::File) {
+    loop {
+        let line = match events.blocking_recv() {
+            Ok(Event::Decided(decided)) => serde_json::to_string(&*decided),
+            Ok(_) => continue,
+            Err(RecvError::Lagged(missed)) => serde_json::to_string(&Logged::Missed { missed }),
+            Err(RecvError::Closed) => return,
+        };
+        let written = line.map_err(std::io::Error::from).and_then(|line| writeln!(file, "{line}"));
+        if let Err(error) = written {
+            tracing::error!(%error, "the policy log ends");
             return;
         }
     }

@@ -8,6 +8,7 @@ mod guest;
 mod hvsock;
 mod limits;
 mod ls;
+mod policy;
 mod root;
 mod size;
 
@@ -49,6 +50,8 @@ enum Command {
     Root(root::Arguments),
     /// Join a bus as a guest
     Guest(guest::Arguments),
+    /// Check files of policy rules, and replay decisions
+    Policy(policy::Arguments),
     /// List guests, devices and channels of a running root
     Ls(ls::Arguments),
     /// Measure rings, doorbells and storage beside something comparable
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::DemoJanitor(arguments) => demo::world::clean_up_after(&arguments),
         Command::Root(arguments) => root::run(arguments),
         Command::Guest(arguments) => guest::run(&arguments),
+        Command::Policy(arguments) => policy::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments, verbose),
         Command::Bench(arguments) => bench::run(&arguments),
     };

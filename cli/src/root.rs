@@ -39,6 +39,12 @@ pub(crate) struct Arguments {
     /// Never spin while waiting: least CPU, more latency
     #[arg(long)]
     no_spin: bool,
+    /// Rules that decide what guests may do (see `vmbus policy`); read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Write each policy decision to this file, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    policy_log: Option<PathBuf>,
     /// A TOML file with the same settings; the command line adds to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -56,6 +62,7 @@ Examples:
   vmbus root --socket bus.sock --disk a.img,for=alice --disk shared.iso,ro
   vmbus root --socket bus.sock --disk memory:256M,for=test --vm debian=debian.sock
   vmbus root --socket bus.sock --hvsock 5000=unix:/run/log.sock --hvsock-listen alice:22=unix:ssh.sock
+  vmbus root --socket bus.sock --disk a.img --policy rules.toml --policy-log decisions.jsonl
 
 The file for --config:
   socket = \"bus.sock\"
@@ -111,12 +118,22 @@ struct Manner {
     until_stdin_ends: bool,
 }
 
+/// Who decides, and where that is written down.
+struct Policy {
+    file: Option<PathBuf>,
+    log: Option<PathBuf>,
+}
+
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     crate::limits::raise_descriptors();
     let manner = Manner { json: arguments.json, until_stdin_ends: arguments.until_stdin_ends };
     let spin = if arguments.no_spin { Spin::never() } else { Spin::adaptive() };
+    let policy = Policy { file: arguments.policy.clone(), log: arguments.policy_log.clone() };
     let config = config(arguments)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, spin, manner))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config, spin, policy, manner))
 }
 
 fn config(arguments: Arguments) -> Result<Config> {
@@ -163,12 +180,21 @@ fn parse_disk(text: &str) -> Result<DiskConfig> {
     Ok(disk)
 }
 
-async fn serve(config: Config, spin: Spin, manner: Manner) -> Result<()> {
+async fn serve(config: Config, spin: Spin, policy: Policy, manner: Manner) -> Result<()> {
     let mut builder = Root::builder().spin(spin);
     if let Some(version) = &config.max_version {
         builder = builder.versions(Version::OLDEST..=version.parse()?);
     }
+    if let Some(file) = &policy.file {
+        builder = builder.policy(crate::policy::load(file)?);
+    }
     let root = builder.build();
+    if let Some(log) = &policy.log {
+        let file = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let events = root.events();
+        // A thread of its own, as a disk may be slow.
+        std::thread::spawn(move || crate::events::log_policy(events, file));
+    }
     if manner.json {
         let events = root.events();
         // A thread of its own: whoever does not read our output must not keep the bus waiting.
@@ -191,15 +217,44 @@ async fn serve(config: Config, spin: Spin, manner: Manner) -> Result<()> {
     }
     let (mut interrupted, mut terminated) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let reloading = policy.file.map(|file| reload_on_hangup(root.clone(), file, manner.json)).transpose()?;
     root.run_until(async {
         tokio::select! {
             _ = interrupted.recv() => {}
             _ = terminated.recv() => {}
             () = stdin_ended(), if manner.until_stdin_ends => {}
+            () = async { match reloading { Some(reloading) => reloading.await, None => std::future::pending().await } } => {}
         }
     })
     .await;
     Ok(())
+}
+
+/// Reads the rules again whenever SIGHUP says so. A file that is not right leaves the rules as they were.
+fn reload_on_hangup(root: Root, file: PathBuf, json: bool) -> Result<impl Future<Output = ()>> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangups.recv().await.is_some() {
+            match crate::policy::load(&file) {
+                Ok(rules) => {
+                    let loaded = rules.to_string();
+                    root.set_policy(rules);
+                    tell_reload(json, "policy_loaded", "rules", &loaded);
+                }
+                Err(error) => tell_reload(json, "policy_kept", "error", &format!("{error:#}")),
+            }
+        }
+    })
+}
+
+fn tell_reload(json: bool, event: &str, key: &str, what: &str) {
+    if json {
+        let _ = crate::events::say(&json!({ "event": event, key: what }));
+    } else if key == "error" {
+        eprintln!("vmbus: keeping the old rules: {what}");
+    } else {
+        println!("rules loaded: {what}");
+    }
 }
 
 fn controller(disk: &DiskConfig) -> Result<StorageController> {

@@ -149,6 +149,12 @@ impl Asker {
         current.generation += 1;
     }
 
+    /// When the agent may decide otherwise next, as far as it knows.
+    pub(crate) fn next_change(&self) -> Option<WallTime> {
+        let agent = Arc::clone(&self.agent.read().unwrap_or_else(PoisonError::into_inner).agent);
+        agent.next_change(self.now())
+    }
+
     /// The time on the wall.
     pub(crate) fn now(&self) -> WallTime {
         (self.clock)()

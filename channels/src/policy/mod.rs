@@ -10,8 +10,10 @@
 mod agents;
 mod asking;
 mod decision;
+mod log;
 mod question;
 mod revoking;
+mod rules;
 mod text;
 
 use async_trait::async_trait;
@@ -20,11 +22,13 @@ pub use self::agents::{AllowAll, DenyAll};
 pub(crate) use self::asking::{Asker, AskerSettings, Begun, Verdict};
 pub use self::asking::{Decided, Reason};
 pub use self::decision::{Decision, Deliver, Limits, Priority, QuotaLimits, Rate};
+pub use self::log::{Difference, Logged, Replay, replay};
 pub use self::question::{
     Asked, AskedDevice, Direction, End, PartitionKind, PeerProcess, Question, WallTime, Who,
 };
 pub use self::revoking::Revoke;
 pub(crate) use self::revoking::Revoked;
+pub use self::rules::{Rules, RulesError};
 
 /// Decides. Shared by all partitions of a root, asked from any thread, several questions at a time.
 ///
@@ -39,6 +43,13 @@ pub trait PolicyAgent: Send + Sync + 'static {
     /// Decides one question.
     async fn decide(&self, asked: &Asked) -> Decision;
 
+    /// When it may decide otherwise than at `after` about the same, if it knows: everything in force is asked about
+    /// again then.
+    fn next_change(&self, after: WallTime) -> Option<WallTime> {
+        let _ = after;
+        None
+    }
+
     /// A name for logs.
     fn name(&self) -> &str {
         "agent"
@@ -49,6 +60,10 @@ pub trait PolicyAgent: Send + Sync + 'static {
 impl<A: PolicyAgent + ?Sized> PolicyAgent for std::sync::Arc<A> {
     async fn decide(&self, asked: &Asked) -> Decision {
         (**self).decide(asked).await
+    }
+
+    fn next_change(&self, after: WallTime) -> Option<WallTime> {
+        (**self).next_change(after)
     }
 
     fn name(&self) -> &str {

@@ -7,6 +7,7 @@ mod hvsock;
 mod partition;
 mod save;
 mod status;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,6 +30,7 @@ pub use self::devices::DeviceHandle;
 use self::devices::Devices;
 use self::partition::{Command, Partition, Resumed};
 pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
+use self::windows::Watch;
 use crate::error::{Error, Refusal};
 use crate::event::Event;
 use crate::hvsock::{HvLimits, Services};
@@ -56,6 +58,7 @@ pub(crate) struct Inner {
     spin: Spin,
     policy: Arc<Asker>,
     claims: Arc<Claims>,
+    windows: Mutex<Watch>,
     devices: Mutex<Devices>,
     services: Arc<Services>,
     hvsock: HvLimits,
@@ -166,6 +169,7 @@ impl RootBuilder {
             spin: self.spin,
             policy: Arc::new(asker),
             claims: Arc::default(),
+            windows: Mutex::default(),
             devices: Mutex::default(),
             services: Services::new(),
             hvsock: self.hvsock,
@@ -282,6 +286,7 @@ impl Root {
     /// on, and nothing else notices.
     pub fn set_policy(&self, agent: impl PolicyAgent) {
         self.inner.policy.set_agent(Arc::new(agent));
+        self.inner.watch_windows();
         self.inner.command_all(|| Command::Review(None));
     }
 
@@ -348,6 +353,7 @@ impl Inner {
             }
             partitions.insert(id, commands.clone());
         }
+        self.begin_to_watch_windows();
         tokio::spawn(
             Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox)).run(resumed),
         );

@@ -6,5 +6,6 @@ mod guest;
 mod reload;
 mod revoke;
 mod root;
+mod rules;
 mod sharing;
 mod world;
