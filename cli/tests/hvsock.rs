@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::thread;
 
-use common::{Place, Process, complaint, eventually};
+use common::{Place, Process, complaint, eventually, holdings};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -190,6 +190,27 @@ fn the_death_of_either_end_is_the_end_of_the_stream_and_the_next_root_takes_the_
     eventually("the guest's socket is removed", || !place.path("entrance").exists());
     root.end();
     assert_eq!(place.names(), ["served"]);
+}
+
+#[test]
+fn three_hundred_connections_leave_no_descriptor_and_no_mapping_behind() {
+    let world = World::new();
+    let listener = UnixListener::bind(world.place.path("served")).unwrap();
+    let connect = || {
+        let (mut client, mut server) = joined(&listener, &world.place.path("entrance"));
+        client.write_all(b"x").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        drop(server);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    };
+    (0..20).for_each(|_| connect());
+    thread::sleep(std::time::Duration::from_millis(300));
+    let before = (holdings(world.root.pid()), holdings(world.alice.pid()));
+    (0..300).for_each(|_| connect());
+    eventually("both ends hold what they held", || {
+        let (root, alice) = (holdings(world.root.pid()), holdings(world.alice.pid()));
+        root.0 <= before.0.0 && root.1 <= before.0.1 && alice.0 <= before.1.0 && alice.1 <= before.1.1
+    });
 }
 
 #[test]

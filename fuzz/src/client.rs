@@ -186,11 +186,7 @@ impl Guest {
                 let relid = small(relid).get();
                 let of_channel = self.created.iter().filter(|(owner, _)| *owner == relid).copied().collect();
                 let Some((_, ring_gpadl)) = nth(&of_channel, which) else { return };
-                let request = OpenRequest {
-                    ring_gpadl,
-                    downstream_page: 2,
-                    ..OpenRequest::default()
-                };
+                let request = OpenRequest { ring_gpadl, downstream_page: 2, ..OpenRequest::default() };
                 if let Ok(open_id) = self.client.open(relid, request) {
                     assert!(self.opening.insert((relid, open_id)), "an open's number is used twice");
                 }

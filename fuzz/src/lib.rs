@@ -15,6 +15,7 @@ pub mod saved_client;
 pub mod saved_server;
 pub mod server;
 pub mod storage;
+pub mod stream;
 
 /// A fuzz target's body.
 pub type Body = fn(&[u8]);
@@ -28,4 +29,5 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("saved_server", saved_server::run),
     ("server", server::run),
     ("storage", storage::run),
+    ("stream", stream::run),
 ];
