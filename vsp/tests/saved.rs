@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
+use vmbus_channels::policy::{Asked, Decision, PolicyAgent, Question};
 use vmbus_channels::{
     Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, Provider, Refusal, RestoreError,
     Root, SaveError, SavedPartition, Session, guid,
@@ -121,19 +122,7 @@ impl World {
     }
 
     async fn open_disk(&self) -> Channel {
-        let channel = self.guest.open(Device::class(SCSI_CLASS)).await.unwrap();
-        for request in [
-            Request::BeginInitialization,
-            Request::QueryProtocolVersion { version: Version::V6_2.word(), revision: 0 },
-            Request::QueryProperties,
-            Request::CreateSubChannels(2),
-            Request::EndInitialization,
-        ] {
-            let pending = channel.send(&request.to_packet().to_bytes(), []).await.unwrap();
-            let reply = timeout(LONG, pending.reply()).await.unwrap().unwrap();
-            assert!(Packet::parse(&reply).unwrap().status.is_success(), "{request:?}");
-        }
-        channel
+        open_disk(&self.guest).await
     }
 
     async fn open_sub_channel(&self, index: u16) -> Channel {
@@ -141,6 +130,22 @@ impl World {
         timeout(LONG, self.guest.wait_for(device)).await.unwrap().unwrap();
         self.guest.open(device).await.unwrap()
     }
+}
+
+async fn open_disk(guest: &Guest) -> Channel {
+    let channel = guest.open(Device::class(SCSI_CLASS)).await.unwrap();
+    for request in [
+        Request::BeginInitialization,
+        Request::QueryProtocolVersion { version: Version::V6_2.word(), revision: 0 },
+        Request::QueryProperties,
+        Request::CreateSubChannels(2),
+        Request::EndInitialization,
+    ] {
+        let pending = channel.send(&request.to_packet().to_bytes(), []).await.unwrap();
+        let reply = timeout(LONG, pending.reply()).await.unwrap().unwrap();
+        assert!(Packet::parse(&reply).unwrap().status.is_success(), "{request:?}");
+    }
+    channel
 }
 
 fn root(lun: &Arc<Lun>) -> Root {
@@ -352,4 +357,72 @@ async fn bytes_that_somebody_has_changed_are_refused_or_do_no_harm() {
     assert_eq!(panics.load(Ordering::Relaxed), 0, "somebody panicked");
     let whole = SavedPartition::decode(&bytes[..bytes.len() - 1]).unwrap_err();
     assert!(matches!(whole, RestoreError::Encoding(_)), "{whole}");
+}
+
+/// Does not say whether a channel may be opened.
+struct Undecided(Arc<AtomicUsize>);
+
+#[async_trait::async_trait]
+impl PolicyAgent for Undecided {
+    async fn decide(&self, asked: &Asked) -> Decision {
+        if matches!(asked.question, Question::Open { .. }) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        }
+        Decision::Allow
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_policy_has_not_decided_the_next_root_asks_again() {
+    let mut world = World::new().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    world.root.set_policy(Undecided(Arc::clone(&asked)));
+    let guest = Arc::clone(&world.guest);
+    let open = tokio::spawn(async move { guest.open(Device::instance(FORGETFUL)).await });
+    timeout(LONG, async {
+        while asked.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("policy is asked");
+    world.moves().await;
+    let channel = timeout(LONG, open).await.expect("the next root decides").unwrap().unwrap();
+    let reply = channel.send(b"question", []).await.unwrap().reply().await.unwrap();
+    assert_eq!(&reply[..], b"answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_open_and_close_whenever_their_root_changes() {
+    let mut world = World::new().await;
+    let (rounds, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (count, end, guest) = (Arc::clone(&rounds), Arc::clone(&stop), Arc::clone(&world.guest));
+    let churn = tokio::spawn(async move {
+        let buffer = guest.share(BLOCK).unwrap();
+        while !end.load(Ordering::Relaxed) {
+            let channel = timeout(LONG, open_disk(&guest)).await.expect("the disk opens");
+            let command = Command::Read(BlockRange::new(0, 8));
+            let cdb = command.emit().unwrap();
+            let srb = Srb::request(Version::V6_2, DISK, &cdb, command.direction(), BLOCK as u32);
+            let packet = Request::ExecuteSrb(srb).to_packet().to_bytes();
+            let pending = channel.send(&packet, [buffer.range(..)]).await.unwrap();
+            timeout(LONG, pending.reply()).await.expect("an answer").unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for turn in 0..20 {
+        let until = rounds.load(Ordering::Relaxed) + turn % 2;
+        let at_once = tokio::time::Instant::now() + LONG;
+        while rounds.load(Ordering::Relaxed) < until {
+            assert!(!churn.is_finished() && tokio::time::Instant::now() < at_once, "the guest goes on");
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..turn * 7 {
+            tokio::task::yield_now().await;
+        }
+        world.moves().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    timeout(LONG, churn).await.expect("the guest goes on").unwrap();
 }

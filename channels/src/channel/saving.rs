@@ -57,14 +57,7 @@ impl Core {
 
     /// Tells the session to end, with what it has to remember.
     pub(crate) fn begin_saving(&self) {
-        let began = self.phase.compare_exchange(
-            Phase::Open as u8,
-            Phase::Saving as u8,
-            // As in `close`.
-            Ordering::SeqCst,
-            Ordering::Relaxed,
-        );
-        if began.is_ok() {
+        if self.turn(Phase::Open, Phase::Saving) {
             self.nudge();
         }
     }

@@ -41,6 +41,7 @@ impl Partition {
         self.server.set_quotas(self.quotas.protocol);
         if let Some(connection) = self.server.connection() {
             self.map_interrupt_page(&connection);
+            self.place_monitors(connection.monitor_pages);
         }
         let states: HashMap<DeviceKey, ChannelInfo> =
             self.server.channels().map(|channel| (channel.device, channel)).collect();
