@@ -121,7 +121,16 @@ impl World {
                 true
             }
             // The end of the open does the rest.
-            Stage::Opening { .. } => living.client.close(relid).is_ok(),
+            Stage::Opening { .. } => {
+                let closed = living.client.close(relid).is_ok();
+                if closed
+                    && let Some(Stage::Opening { is_given_up, .. }) =
+                        living.drivers.get_mut(&relid).map(|driver| &mut driver.stage)
+                {
+                    *is_given_up = true;
+                }
+                closed
+            }
             Stage::Open { gpadl, .. } => {
                 let closed = living.client.close(relid).is_ok();
                 if closed && let Some(driver) = living.drivers.get_mut(&relid) {

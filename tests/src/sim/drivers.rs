@@ -248,7 +248,7 @@ impl World {
             flags: Default::default(),
         };
         match living.client.open(relid, request) {
-            Ok(open_id) => driver.stage = Stage::Opening { gpadl, open_id },
+            Ok(open_id) => driver.stage = Stage::Opening { gpadl, open_id, is_given_up: false },
             // Paused meanwhile, for instance: it comes to nothing.
             Err(_) => {
                 driver.stage = Stage::Idle;
@@ -282,7 +282,13 @@ impl World {
         let life = living.life;
         let Some(driver) = living.drivers.get_mut(&relid) else { return Ok(()) };
         let gpadl = match driver.stage {
-            Stage::Opening { gpadl, open_id: begun } if begun == open_id => gpadl,
+            Stage::Opening { is_given_up: true, .. } if result.is_ok() => {
+                return Err(Breach(
+                    "open",
+                    format!("open {open_id} of channel {relid} was given up and succeeds"),
+                ));
+            }
+            Stage::Opening { gpadl, open_id: begun, .. } if begun == open_id => gpadl,
             Stage::Opening { .. } | Stage::Idle | Stage::Sharing { .. } | Stage::Open { .. } => {
                 return Err(Breach(
                     "open",
@@ -391,6 +397,8 @@ impl World {
     pub(super) fn interrupt(&mut self, guest: usize, life: u32, flag: u16) -> Held {
         let Some(living) = self.living(guest, life) else { return Ok(()) };
         living.flags.remove(&flag);
+        tell!(self, "guest {guest}: interrupt, flag {flag}");
+        let Some(living) = self.living(guest, life) else { return Ok(()) };
         let driver = living.drivers.values_mut().find(|driver| driver.flag == flag);
         // An interrupt of a channel that is not open is tolerated.
         if let Some(Stage::Open { name, line, .. }) = driver.map(|driver| &mut driver.stage)
@@ -413,7 +421,9 @@ impl World {
             }
             let worked = open.work().breaks("exactly once")?;
             let (connection, by_monitor) = (driver.connection, driver.offer.monitor.is_some());
+            let channel = driver.channel;
             self.coverage.completed += worked.taken.len() as u64;
+            tell!(self, "guest {guest}: channel {channel} {worked}");
             if worked.again {
                 self.send(guest, Lane::GuestWork, |_| Event::GuestWork { guest, life, line });
             }

@@ -43,6 +43,8 @@ pub(super) enum Stage {
     Opening {
         gpadl: u32,
         open_id: u32,
+        /// It was given up: whatever the root says, it does not succeed.
+        is_given_up: bool,
     },
     Open {
         gpadl: u32,

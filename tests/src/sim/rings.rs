@@ -29,6 +29,14 @@ pub(super) struct Worked {
     pub(super) taken: Vec<u64>,
 }
 
+impl std::fmt::Display for Worked {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "takes {:?}", self.taken)?;
+        formatter.write_str(if self.ring { ", rings" } else { "" })?;
+        formatter.write_str(if self.again { "" } else { ", sleeps" })
+    }
+}
+
 /// A packet's content: `which` is the number of the packet on its way, `about` what it is about.
 fn letter(buffer: &mut Vec<u8>, channel: u64, which: u64, about: u64, filling: usize) {
     buffer.clear();
@@ -163,10 +171,12 @@ impl Line {
     }
 
     fn sleep(&mut self) -> Result<Worked, String> {
+        // A signal that came while this end was awake may have been for room.
+        let ring = self.send()?;
         let last = self.incoming.unmask().map_err(fault)?;
         self.about_to_sleep = false;
         self.awake = last.unread;
-        Ok(Worked { ring: last.signal.is_ring(), again: last.unread, taken: Vec::new() })
+        Ok(Worked { ring: ring || last.signal.is_ring(), again: self.awake, taken: Vec::new() })
     }
 }
 
@@ -241,10 +251,12 @@ impl Device {
     }
 
     fn sleep(&mut self) -> Result<Worked, String> {
+        // A signal that came while this end was awake may have been for room.
+        let ring = self.send()?;
         let last = self.incoming.unmask().map_err(fault)?;
         self.about_to_sleep = false;
         self.awake = last.unread && !self.faults.sleeps_without_look;
-        Ok(Worked { ring: last.signal.is_ring(), again: self.awake, taken: Vec::new() })
+        Ok(Worked { ring: ring || last.signal.is_ring(), again: self.awake, taken: Vec::new() })
     }
 
     /// Requests that were taken and are not served.
@@ -268,7 +280,9 @@ impl Device {
     fn send(&mut self) -> Result<bool, String> {
         let mut signal = Signal::Quiet;
         while let Some(&id) = self.finished.front() {
-            letter(&mut self.buffer, self.open_id, self.sent, id, 0);
+            // Some are long, so that the ring is full now and then and nothing but room is waited for.
+            let filling = usize::try_from(id % 5).unwrap_or(0) * 40;
+            letter(&mut self.buffer, self.open_id, self.sent, id, filling);
             if self.faults.flips_byte && self.sent % 7 == 6 {
                 self.buffer[HEAD - 9] ^= 1;
             }

@@ -302,6 +302,8 @@ impl World {
     pub(super) fn doorbell(&mut self, partition: u32, connection: u32) -> Held {
         let Some(entered) = self.partitions.get_mut(&partition) else { return Ok(()) };
         entered.doorbells.remove(&connection);
+        tell!(self, "partition {partition}: doorbell {connection:#x}");
+        let Some(entered) = self.partitions.get_mut(&partition) else { return Ok(()) };
         let guest = entered.guest;
         let session = entered.sessions.values_mut().find(|session| session.open.connection_id == connection);
         // A doorbell of a channel that is not open is tolerated.
@@ -326,6 +328,7 @@ impl World {
         let (flag, vp) = (served.open.event_flag, served.vp);
         let Some(device) = &mut served.device else { return Ok(()) };
         let worked = device.work().breaks("ring")?;
+        tell!(self, "partition {partition}: session {session} {worked}");
         for request in worked.taken {
             if self.broken == Some(Broken::ForgetsRequest) && request % 6 == 5 {
                 continue;
@@ -343,6 +346,7 @@ impl World {
     }
 
     pub(super) fn serve(&mut self, partition: u32, session: u64, request: u64) -> Held {
+        tell!(self, "partition {partition}: session {session} has served {request}");
         let Some((_, served)) = self.session(partition, session) else { return Ok(()) };
         let (flag, vp) = (served.open.event_flag, served.vp);
         if let Some(device) = &mut served.device
