@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use vmbus_core::memory::PlainMemory;
 use vmbus_ringbuf::{
-    Consumer, Flat, Outgoing, Packet, PacketKind, Producer, PushError, RingFault, Signal, packet_size,
+    Consumer, Flat, Outgoing, Packet, PacketKind, Producer, PushError, RingFault, Signal, TakeUpError,
+    packet_size,
 };
 
 pub(super) type Ring = Flat<Arc<PlainMemory>>;
@@ -101,6 +102,14 @@ impl Line {
         })
     }
 
+    /// Goes on with ends of the rings that stand where these stood.
+    pub(super) fn take_over(&mut self) -> Result<(), String> {
+        let (outgoing, incoming) = (self.outgoing.save(), self.incoming.save());
+        self.outgoing = taken_over(Producer::take_up(self.outgoing.memory().clone(), outgoing))?;
+        self.incoming = taken_over(Consumer::take_up(self.incoming.memory().clone(), incoming))?;
+        Ok(())
+    }
+
     /// Requests that have not ended.
     pub(super) fn unfinished(&self) -> usize {
         self.waiting.len() + self.in_flight.len()
@@ -180,6 +189,11 @@ impl Line {
     }
 }
 
+/// An end of a ring from where it stood: what a process says that takes over from another.
+fn taken_over<P>(taken_up: Result<P, TakeUpError>) -> Result<P, String> {
+    taken_up.map_err(|error| format!("an end of a ring is not taken up: {error}"))
+}
+
 /// What a device of the root does wrong, on purpose.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Faults {
@@ -257,6 +271,14 @@ impl Device {
         self.about_to_sleep = false;
         self.awake = last.unread && !self.faults.sleeps_without_look;
         Ok(Worked { ring: ring || last.signal.is_ring(), again: self.awake, taken: Vec::new() })
+    }
+
+    /// Goes on with ends of the rings that stand where these stood.
+    pub(super) fn take_over(&mut self) -> Result<(), String> {
+        let (outgoing, incoming) = (self.outgoing.save(), self.incoming.save());
+        self.outgoing = taken_over(Producer::take_up(self.outgoing.memory().clone(), outgoing))?;
+        self.incoming = taken_over(Consumer::take_up(self.incoming.memory().clone(), incoming))?;
+        Ok(())
     }
 
     /// Requests that were taken and are not served.

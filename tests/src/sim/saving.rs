@@ -9,8 +9,9 @@ use vmbus_core::server::{DeviceKey, Presence, Server, ServerInput};
 
 use super::guest::Stage;
 use super::partition::Session;
+use super::rings::Device;
 use super::script::{Broken, Lane};
-use super::world::{Breach, Event, Held, World, tell};
+use super::world::{Breach, Breaks, Event, Held, World, tell};
 
 impl World {
     /// Saves and restores the root's ends of a guest, but for one device, which is lost; `false` if there are none.
@@ -38,6 +39,7 @@ impl World {
         for session in entered.sessions.values_mut() {
             session.is_closing = false;
             session.is_lost = true;
+            session.device.as_mut().map_or(Ok(()), Device::take_over).breaks("ring")?;
         }
         entered.forget_offer(DeviceKey(u64::from(lost) << 8));
 
@@ -107,6 +109,11 @@ impl World {
         let restored = Client::restore(living.config.clone(), saved);
         living.client = restored.map_err(|error| wrong(error.to_string()))?;
 
+        for driver in living.drivers.values_mut() {
+            if let Stage::Open { line, .. } = &mut driver.stage {
+                line.take_over().breaks("ring")?;
+            }
+        }
         // Whatever the process before was about to do, the next one does.
         living.life += 1;
         living.owed = 0;
