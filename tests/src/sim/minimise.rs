@@ -4,7 +4,7 @@ use super::executor::simulate;
 use super::script::{Action, Disturbance, Disturbs, GuestSetup, Script, Tick};
 
 /// Plays of the script at most: enough for the longest that are generated, and an end to it in any case.
-const MOST_PLAYS: usize = 4000;
+const MOST_PLAYS: usize = 8000;
 
 /// The shortest script found that breaks the same rule as this one, and the number of plays it took.
 ///
@@ -18,6 +18,7 @@ pub fn minimise(script: &Script) -> (Script, usize) {
         search.drop_guests();
         search.drop_disturbances();
         search.drop_actions();
+        search.drop_and_shift();
         search.simplify();
         if search.best == before || search.plays >= MOST_PLAYS {
             return (search.best, search.plays);
@@ -87,6 +88,45 @@ impl Search {
                 end = start;
             }
             size /= 2;
+        }
+    }
+
+    /// Leaves out single parts of a script that is short already, and lets what follows happen a little earlier or
+    /// later instead: two things that must meet may have met because of them.
+    fn drop_and_shift(&mut self) {
+        const SHORT: usize = 24;
+        const FARTHEST: Tick = 24;
+        if self.best.actions.len() + self.best.disturbances.len() > SHORT {
+            return;
+        }
+        let parts = self.best.actions.len() + self.best.disturbances.len();
+        for part in (0..parts).rev() {
+            let mut without = self.best.clone();
+            let from = match part.checked_sub(without.actions.len()) {
+                Some(disturbance) if disturbance < without.disturbances.len() => {
+                    without.disturbances.remove(disturbance);
+                    without.actions.len().saturating_sub(1)
+                }
+                None => {
+                    without.actions.remove(part);
+                    part.min(without.actions.len().saturating_sub(1))
+                }
+                // Less is left than there was.
+                Some(_) => continue,
+            };
+            for first in [from, without.actions.len().saturating_sub(1)] {
+                let floor = first.checked_sub(1).map_or(0, |before| without.actions[before].0);
+                let shifted = (0..=2 * FARTHEST).any(|shift| {
+                    let mut script = without.clone();
+                    for (at, _) in script.actions.iter_mut().skip(first) {
+                        *at = (*at + shift).saturating_sub(FARTHEST).max(floor);
+                    }
+                    self.try_script(script)
+                });
+                if shifted {
+                    break;
+                }
+            }
         }
     }
 
