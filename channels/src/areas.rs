@@ -32,6 +32,12 @@ impl Areas {
         }
     }
 
+    /// Takes this area; `false` if it is another channel's or there is none.
+    pub(crate) fn take_this(&mut self, area: u32) -> bool {
+        let free = self.taken.get_mut(area as usize).filter(|taken| area != SHARED && !**taken);
+        free.map(|taken| *taken = true).is_some()
+    }
+
     /// The channel that took `area` needs it no more.
     pub(crate) fn give_back(&mut self, area: u32) {
         if let Some(taken) = self.taken.get_mut(area as usize) {

@@ -81,6 +81,12 @@ pub enum Error {
     /// What was asked for is not possible with the version and features agreed on, or not now. The caller's fault.
     #[error("not possible: {0}")]
     NotPossible(String),
+    /// The root did not say in time that it has let go. Whatever it still holds goes with the link.
+    #[error("the root did not answer within {seconds} s")]
+    NoAnswer {
+        /// How long it had.
+        seconds: u64,
+    },
     /// A channel could not be set up.
     #[error(transparent)]
     Channel(#[from] ChannelError),

@@ -15,6 +15,7 @@ mod buffer;
 mod channel;
 mod error;
 mod event;
+mod flags;
 mod guest;
 pub mod hvsock;
 mod interrupt_page;

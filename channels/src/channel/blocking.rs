@@ -24,7 +24,7 @@ pub struct Tagged {
 /// A [`Channel`] whose waits block the calling thread.
 #[derive(Debug)]
 pub struct BlockingChannel {
-    channel: Channel,
+    pub(super) channel: Channel,
 }
 
 impl BlockingChannel {

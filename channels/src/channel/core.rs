@@ -143,7 +143,8 @@ impl Core {
         }))
     }
 
-    /// Signals to the guest go to another of its processors from now on.
+    /// Signals to the guest go to another of its processors from now on. The guest is told there to look: a session may
+    /// have read the old target, and what it signals there now comes too late to be heeded.
     pub(crate) fn retarget(&self, vp: u32) {
         if let Some(side) = &self.root {
             side.retarget(vp);
@@ -168,6 +169,12 @@ impl Core {
             Some(side) => Arc::clone(side),
             None => Arc::clone(&lock(&self.outgoing).side),
         }
+    }
+
+    /// The peer's signals are awaited in this event area from now on.
+    pub(crate) fn wait_at(&self, area: u32) {
+        self.wait.move_to(area);
+        self.nudge();
     }
 
     pub(crate) fn is_closed(&self) -> bool {

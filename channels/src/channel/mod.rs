@@ -7,6 +7,7 @@ mod in_flight;
 mod receiving;
 mod replies;
 mod request;
+mod retarget;
 mod saving;
 mod sending;
 mod side;
@@ -29,6 +30,7 @@ pub(crate) use self::flow::spin_for;
 pub use self::in_flight::Replay;
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
+pub(crate) use self::retarget::Retarget;
 pub(crate) use self::saving::SavedChannel;
 pub(crate) use self::side::{Bit, Doorbell, Flag, Side};
 pub(crate) use self::stream::Read;
@@ -46,6 +48,8 @@ pub struct Channel {
     core: Arc<Core>,
     /// The root's end of a primary channel can have sub-channels.
     subchannels: Option<Ask>,
+    /// The guest's end can say where it is signalled.
+    retarget: Option<Retarget>,
     _end: End,
 }
 
@@ -64,7 +68,7 @@ impl Drop for End {
 impl Channel {
     /// `then` runs after the handle is gone.
     pub(crate) fn new(core: Arc<Core>, then: Option<Box<dyn FnOnce() + Send + Sync>>) -> Self {
-        Self { core: Arc::clone(&core), subchannels: None, _end: End(core, then) }
+        Self { core: Arc::clone(&core), subchannels: None, retarget: None, _end: End(core, then) }
     }
 
     /// How long this channel looks for work before it sleeps; [`Spin::adaptive`] without this.

@@ -2,7 +2,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use vmbus_core::synic::{EVENT_CONNECTION, MonitorPlace};
 use vmbus_partition::{GpaSpace, GuestEnd, GuestPages, RootEnd, SealedGift, Watched};
@@ -111,10 +111,16 @@ impl Side {
         }
     }
 
-    /// Signals to the guest go to another of its processors from now on.
+    /// Signals to the guest go to another of its processors from now on, and a first one at once.
     pub(crate) fn retarget(&self, to: u32) {
         match self {
-            Self::Root { vp, .. } => vp.store(to, Ordering::Relaxed),
+            Self::Root { vp, .. } => {
+                // Either whoever writes to the ring sees the new target, or what it wrote is seen by whom we tell:
+                // there is such a fence between a ring's index and the look at its mask, too.
+                vp.store(to, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
+                self.ring();
+            }
             Self::Guest { .. } => {}
         }
     }

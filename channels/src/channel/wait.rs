@@ -66,6 +66,13 @@ impl Wait {
         *lock(&self.place) = place;
     }
 
+    /// Signals arrive in another area from now on. Who sleeps has to be told.
+    pub(crate) fn move_to(&self, area: u32) {
+        let mut place = lock(&self.place);
+        let side = place.side.clone();
+        *place = Place::new(side, area);
+    }
+
     /// Takes the bell from the reactor, which would wake for it as well: threads wait from now on.
     pub(crate) fn leave_reactor(&self) {
         *lock(&lock(&self.place).registered) = None;

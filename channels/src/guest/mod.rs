@@ -384,6 +384,18 @@ impl Guest {
         }
     }
 
+    /// Leaves the bus in order: returns when the root has let go of all memory and every channel. All handles to this
+    /// guest are of no use then, as if the root had gone. Without this a guest leaves when its last handle is dropped,
+    /// and the root lets go when it notices.
+    ///
+    /// # Errors
+    /// [`Error::NoAnswer`]: the root did not answer in half a minute; [`Error::Disconnected`].
+    pub async fn leave(self) -> Result<(), Error> {
+        let (reply, left) = oneshot::channel();
+        self.inner.commands.send(Command::Unload(reply)).map_err(|_| Error::Disconnected)?;
+        left.await.map_err(|_| Error::Disconnected)?
+    }
+
     /// Has the root look for signals in other pages, as a guest does that moves in its memory; returns when it does. No
     /// signal is lost meanwhile. Guests of 6.0 alone can.
     ///

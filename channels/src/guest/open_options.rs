@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use vmbus_core::client::SignalParameters;
 use vmbus_core::message::UserDefined;
 
 use super::resume::Greeting;
@@ -16,6 +17,8 @@ pub struct OpenOptions {
     /// `None`: the channel ends with its root.
     pub(super) on_resume: Option<Greeting>,
     pub(super) low_latency: bool,
+    pub(super) target_vp: Option<u32>,
+    pub(super) signals: Option<SignalParameters>,
 }
 
 impl OpenOptions {
@@ -28,6 +31,21 @@ impl OpenOptions {
     /// [`GuestBuilder::ring_pages`](crate::GuestBuilder::ring_pages) without this.
     pub fn ring_pages(mut self, pages: usize) -> Self {
         self.ring_pages = Some(pages.max(1));
+        self
+    }
+
+    /// The event area of this guest in which the root signals, below
+    /// [`vps`](vmbus_partition::GuestInfo::vps); the guest chooses without this. 0 is shared by all channels that want it,
+    /// any other serves one.
+    pub fn target_vp(mut self, vp: u32) -> Self {
+        self.target_vp = Some(vp);
+        self
+    }
+
+    /// Other signals than those of the offer, for this open alone: the connection on which this guest will signal (24
+    /// bits, not 0), and the event flag that the root will set (1 to 2047). Roots of 6.0 alone know this.
+    pub fn signals(mut self, connection_id: u32, event_flag: u16) -> Self {
+        self.signals = Some(SignalParameters { connection_id, event_flag });
         self
     }
 

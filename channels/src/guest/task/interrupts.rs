@@ -6,10 +6,11 @@ use vmbus_core::synic::MonitorPlace;
 use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::{GuestEnd, SharedPages};
 
-use super::super::ROOT_DOMAIN;
+use super::super::{OpenOptions, ROOT_DOMAIN};
 use super::Task;
 use crate::areas;
 use crate::channel::Doorbell;
+use crate::error::Error;
 use crate::interrupt_page::{Half, InterruptPage};
 
 /// Connection id of a channel whose signals go to the root's shared area, without its channel id.
@@ -24,16 +25,37 @@ pub(super) fn allocate(end: &dyn GuestEnd) -> Option<(SharedPages, InterruptPage
 
 impl Task {
     /// The event area for a new channel.
-    pub(super) fn take_area(&mut self) -> u32 {
-        match self.client.connection() {
+    ///
+    /// # Errors
+    /// [`Error::NotPossible`]: the one that was asked for is not there, or not free.
+    pub(super) fn take_area(&mut self, wanted: Option<u32>) -> Result<u32, Error> {
+        if let Some(vp) = wanted.filter(|vp| *vp != areas::SHARED)
+            && !self.areas.take_this(vp)
+        {
+            return Err(Error::NotPossible(format!("no processor {vp} is free for another channel")));
+        }
+        if let Some(vp) = wanted {
+            return Ok(vp);
+        }
+        Ok(match self.client.connection() {
             Some(connection) if connection.version >= Version::Win8 => self.areas.take(),
             // Before, hosts signal one processor, whatever a guest asks for.
             Some(_) | None => areas::SHARED,
-        }
+        })
     }
 
     /// How the root is signalled for a channel with this connection and monitor.
-    pub(super) fn doorbell(&self, relid: u32, connection_id: Option<u32>, monitor: Option<u8>) -> Doorbell {
+    pub(super) fn doorbell(
+        &self,
+        relid: u32,
+        connection_id: Option<u32>,
+        monitor: Option<u8>,
+        options: &OpenOptions,
+    ) -> Doorbell {
+        if let Some(signals) = options.signals {
+            return Doorbell::Connection(signals.connection_id);
+        }
+        let monitor = monitor.filter(|_| !options.low_latency);
         if let Some(place) = monitor.and_then(MonitorPlace::of)
             && !self.monitors.pages.is_empty()
         {
@@ -50,9 +72,7 @@ impl Task {
     pub(super) fn take_page_signals(&self) {
         let Some((_, page)) = &self.interrupt_page else { return };
         page.take(Half::ToGuest, |relid| {
-            if let Some(channel) = self.by_flag.get(&relid) {
-                channel.signalled();
-            }
+            self.by_flag.of(relid).iter().for_each(|channel| channel.signalled());
         });
     }
 }

@@ -3,8 +3,10 @@
 mod deciding;
 mod hvsock;
 mod interrupts;
+mod leaving;
 mod monitor;
 mod opening;
+mod retargeting;
 mod surviving;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +21,9 @@ use vmbus_core::status::{HvStatus, Status};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, reactor};
 
 use self::deciding::{Answered, Asking};
+use self::leaving::Leaving;
 use self::monitor::Monitors;
+use self::retargeting::{Forwarding, Moving};
 pub(super) use self::surviving::Survival;
 use self::surviving::{NO_DEVICE, Resuming, Suspended};
 use super::policy::OwnPolicy;
@@ -27,6 +31,7 @@ use super::{Link, OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
 use crate::channel::{Channel, Core};
 use crate::error::{Error, Refusal};
+use crate::flags::Listeners;
 use crate::interrupt_page::InterruptPage;
 use crate::sources;
 use crate::spin::Spin;
@@ -61,6 +66,20 @@ pub(super) enum Command {
     },
     /// Our policy agent has answered.
     Answered(Box<Answered>),
+    /// An open channel's signals are to come to another processor.
+    Retarget {
+        relid: u32,
+        serial: u64,
+        vp: u32,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    /// Nothing comes to this area any more from a channel that was there when there had been so many roots.
+    AreaLeft {
+        area: u32,
+        roots: u64,
+    },
+    /// Leave in order.
+    Unload(oneshot::Sender<Result<(), Error>>),
     /// The root is to look at other monitor pages.
     MoveMonitorPages(oneshot::Sender<Result<(), Error>>),
     /// The last handle of the guest is gone.
@@ -82,7 +101,7 @@ pub(super) struct Task {
     channels: HashMap<u32, OpenChannel>,
     /// Pages of rings that the host has not let go of, by page list.
     rings: HashMap<u32, Ring>,
-    by_flag: HashMap<u16, Arc<Core>>,
+    by_flag: Listeners<u16>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<(SharedPages, InterruptPage)>,
     monitors: Monitors,
@@ -92,6 +111,7 @@ pub(super) struct Task {
     /// Opens that were refused and wait for the reason.
     refused: Vec<RefusedOpen>,
     reasons: HashMap<u32, String>,
+    leaving: Option<Leaving>,
     joined: Option<oneshot::Sender<Result<(), Error>>>,
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
@@ -135,6 +155,10 @@ struct OpenChannel {
     gpadl: u32,
     open_id: u32,
     area: u32,
+    /// On the way to another area.
+    moving: Option<Moving>,
+    /// Areas that it has left.
+    forwarding: Vec<Forwarding>,
     downstream: usize,
     device: OfferedDevice,
     options: OpenOptions,
@@ -146,6 +170,14 @@ struct OpenChannel {
     core: Option<Arc<Core>>,
     /// The rings are for a channel that has survived its root.
     resuming: Option<Resuming>,
+}
+
+impl OpenChannel {
+    /// The event flag that tells of signals for it where several channels' arrive.
+    fn flag(&self, relid: u32) -> u16 {
+        let chosen = self.options.signals.map(|signals| signals.event_flag);
+        chosen.unwrap_or_else(|| u16::try_from(relid).unwrap_or(0))
+    }
 }
 
 struct RefusedOpen {
@@ -190,7 +222,8 @@ impl Task {
             connections: HashMap::new(),
             channels: HashMap::new(),
             rings: HashMap::new(),
-            by_flag: HashMap::new(),
+            by_flag: Listeners::new(),
+            leaving: None,
             gifts: Arc::default(),
             areas: Areas::new(end.info().vps),
             hvsock,
@@ -285,6 +318,9 @@ impl Task {
             self.answer_refused();
             self.end_late(NO_DEVICE);
             self.end.flush()?;
+            if self.has_left() {
+                return Ok(());
+            }
             if self.end.arm(areas::SHARED) || more {
                 // A root that never pauses must not keep its guest from leaving.
                 for _ in 0..COMMANDS_AT_ONCE {
@@ -296,8 +332,8 @@ impl Task {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let next_refusal =
-                self.refused.iter().map(|refused| refused.until).chain(self.next_deadline()).min();
+            let refused = self.refused.iter().map(|refused| refused.until).chain(self.next_deadline());
+            let next_due = refused.chain(self.leaving.as_ref().map(|leaving| leaving.until)).min();
             tokio::select! {
                 biased;
                 command = self.inbox.recv() => match command {
@@ -318,7 +354,7 @@ impl Task {
                     result?;
                     self.end.clear_bell(areas::SHARED);
                 }
-                () = tokio::time::sleep_until(next_refusal.unwrap_or_else(Instant::now)), if next_refusal.is_some() => {}
+                () = tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now)), if next_due.is_some() => {}
             }
         }
     }
@@ -327,9 +363,7 @@ impl Task {
         let mut shared = false;
         self.end.take_flags(areas::SHARED, &mut |flag| {
             shared |= flag == 0;
-            if let Some(channel) = self.by_flag.get(&flag) {
-                channel.signalled();
-            }
+            self.by_flag.of(flag).iter().for_each(|channel| channel.signalled());
         });
         if shared {
             self.take_page_signals();
@@ -385,6 +419,13 @@ impl Task {
             Command::Greeted { relid, attempt, result } => self.greeted(relid, attempt, result),
             Command::MoveMonitorPages(reply) => self.move_monitor_pages(reply),
             Command::Answered(answered) => self.answered(*answered),
+            Command::Retarget { relid, serial, vp, reply } => self.retarget(relid, serial, vp, reply),
+            Command::AreaLeft { area, roots } => {
+                if roots == self.roots {
+                    self.areas.give_back(area);
+                }
+            }
+            Command::Unload(reply) => return self.begin_leave(reply),
             Command::Leave => return false,
         }
         true
@@ -422,11 +463,10 @@ impl Task {
                 ClientAction::MonitorPagesModified(result) => self.monitor_pages_moved(result),
                 ClientAction::Fault(fault) => tracing::warn!(%fault, "the root broke a rule"),
                 ClientAction::Ask { id, question } => self.decide(id, &question),
+                ClientAction::Modified { relid, result } => self.retargeted(relid, result),
+                ClientAction::Unloaded => self.unloaded(),
                 // Asked for by nobody here.
-                ClientAction::Modified { .. }
-                | ClientAction::ReservedClosed { .. }
-                | ClientAction::Paused
-                | ClientAction::Unloaded => {}
+                ClientAction::ReservedClosed { .. } | ClientAction::Paused => {}
             }
         }
         Ok(())

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use vmbus_core::PAGE_SIZE;
 use vmbus_core::client::{self, Failure};
 use vmbus_core::pages::PageRanges;
 use vmbus_core::status::Status;
+use vmbus_core::{FeatureFlags, PAGE_SIZE, Version};
 
 use super::super::{OfferedDevice, OpenOptions, ROOT_DOMAIN};
 use super::deciding::denied;
@@ -37,6 +37,9 @@ impl Task {
         if self.channels.contains_key(&relid) {
             return Err((Error::Refused(Refusal::new("this guest has the channel open already")), reply));
         }
+        if let Err(error) = self.check_signals(&options) {
+            return Err((error, reply));
+        }
         let Ok(pages) = self.end.allocate(ROOT_DOMAIN, bytes) else {
             return Err((Error::OutOfSharedMemory { wanted: bytes }, reply));
         };
@@ -46,6 +49,8 @@ impl Task {
             gpadl: 0,
             open_id: 0,
             area: 0,
+            moving: None,
+            forwarding: Vec::new(),
             downstream,
             device,
             options,
@@ -82,15 +87,35 @@ impl Task {
                 return Err((Error::OutOfSharedMemory { wanted: bytes }, Box::new(channel)));
             }
         };
+        let area = match self.take_area(channel.options.target_vp) {
+            Ok(area) => area,
+            Err(error) => return Err((error, Box::new(channel))),
+        };
         match self.client.create_gpadl(relid, &list) {
             Ok(gpadl) => {
                 channel.gpadl = gpadl;
-                channel.area = self.take_area();
+                channel.area = area;
                 self.channels.insert(relid, channel);
                 Ok(())
             }
-            Err(_) => Err((Error::Rescinded, Box::new(channel))),
+            Err(_) => {
+                self.areas.give_back(area);
+                Err((Error::Rescinded, Box::new(channel)))
+            }
         }
+    }
+
+    /// Whether the signals that an open asks for can be had.
+    fn check_signals(&self, options: &OpenOptions) -> Result<(), Error> {
+        let Some(connection) = self.client.connection() else { return Ok(()) };
+        let known = connection.features.contains(FeatureFlags::GUEST_SPECIFIED_SIGNAL_PARAMETERS);
+        if options.signals.is_some() && !known {
+            return Err(Error::NotPossible("the root takes no signal parameters".to_owned()));
+        }
+        if options.target_vp.is_some_and(|vp| vp != areas::SHARED) && connection.version < Version::Win8 {
+            return Err(Error::NotPossible(format!("version {} has one processor", connection.version)));
+        }
+        Ok(())
     }
 
     pub(super) fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
@@ -102,6 +127,7 @@ impl Task {
             downstream_page: u32::try_from(channel.downstream).unwrap_or(u32::MAX),
             target_vp: channel.area,
             user_data: channel.options.user_data,
+            signals: channel.options.signals,
             ..client::OpenRequest::default()
         };
         let opening = match result {
@@ -147,7 +173,8 @@ impl Task {
         let reply = channel.reply.take().ok_or(Error::Rescinded)?;
         let (commands, serial) = (self.commands.clone(), channel.serial);
         let closed = Box::new(move || _ = commands.send(Command::Close { relid, serial }));
-        Ok((Channel::new(core, Some(closed)), reply))
+        let channel = Channel::new(core, Some(closed)).with_retarget(self.retargets(relid, serial));
+        Ok((channel, reply))
     }
 
     /// The run-time half of a channel that has opened.
@@ -159,8 +186,7 @@ impl Task {
         let place = |error| Error::Channel(crate::ChannelError::Memory(error));
         let outgoing = memory.ring(pages.pfns().take(channel.downstream)).map_err(place)?;
         let incoming = memory.ring(pages.pfns().skip(channel.downstream)).map_err(place)?;
-        let monitor = monitor.filter(|_| !channel.options.low_latency);
-        let doorbell = self.doorbell(relid, connection_id, monitor);
+        let doorbell = self.doorbell(relid, connection_id, monitor, &channel.options);
         let side =
             Arc::new(Side::Guest { end: Arc::clone(&self.end), doorbell, gifts: Arc::clone(&self.gifts) });
         let channel = self.channels.get_mut(&relid).ok_or(Error::Rescinded)?;
@@ -181,8 +207,8 @@ impl Task {
 
     /// Passes signals on that come to an area which several channels share.
     pub(super) fn listen_for(&mut self, relid: u32, core: &Arc<Core>) {
-        if self.channels.get(&relid).is_some_and(|channel| channel.area == areas::SHARED) {
-            self.by_flag.insert(u16::try_from(relid).unwrap_or(0), Arc::clone(core));
+        if let Some(channel) = self.channels.get(&relid).filter(|channel| channel.area == areas::SHARED) {
+            self.by_flag.add(channel.flag(relid), core);
         }
     }
 
@@ -258,13 +284,13 @@ impl Task {
         if error.is_some() {
             self.reasons.remove(&relid);
         }
-        self.by_flag.remove(&u16::try_from(relid).unwrap_or(0));
         self.areas.give_back(channel.area);
         self.resuming.remove(&relid);
         if let Some(resuming) = &channel.resuming {
             resuming.core.end(&error.as_ref().map_or("it did not open again".into(), Error::to_string));
         }
         if let Some(core) = &channel.core {
+            self.by_flag.remove(channel.flag(relid), core);
             core.close();
             core.quiesce();
         }

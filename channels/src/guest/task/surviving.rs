@@ -126,7 +126,14 @@ impl Task {
                     | Command::Hvsock(_)
                     | Command::Greeted { .. }
                     | Command::Answered(_) => {}
-                    Command::MoveMonitorPages(reply) => _ = reply.send(Err(Error::Disconnected)),
+                    Command::MoveMonitorPages(reply) | Command::Retarget { reply, .. } => {
+                        let _ = reply.send(Err(Error::Disconnected));
+                    }
+                    Command::AreaLeft { .. } => {}
+                    Command::Unload(reply) => {
+                        let _ = reply.send(Err(Error::Disconnected));
+                        return None;
+                    }
                     Command::Close { serial, .. } => {
                         self.suspended.retain(|channel| channel.serial != serial);
                     }
@@ -236,6 +243,8 @@ impl Task {
             gpadl: 0,
             open_id: 0,
             area: 0,
+            moving: None,
+            forwarding: Vec::new(),
             downstream,
             device: device.clone(),
             options,

@@ -1,14 +1,23 @@
 //! Signals of versions before Win8, which have no event flag for each channel.
 
+use std::sync::Arc;
+
+use smallvec::SmallVec;
 use vmbus_core::Version;
 use vmbus_core::server::Connection;
+use vmbus_core::status::Status;
 
 use super::pacing::Found;
 use super::{Partition, signal};
-use crate::channel::Flag;
+use crate::areas;
+use crate::channel::{Core, Flag};
 use crate::error::Refusal;
 use crate::event::Event;
 use crate::interrupt_page::{Half, InterruptPage};
+
+/// The part of a connection id that says "a channel of the bus".
+const CHANNEL_CONNECTION: u32 = 0x2000;
+const LAST_RELID: u32 = 2047;
 
 impl Partition {
     /// Maps the interrupt page of a guest that needs one. A guest without gets event flags, as from Win8 on.
@@ -37,15 +46,55 @@ impl Partition {
         }
     }
 
+    /// Whether signals on a connection that the guest may have chosen arrive where the channel, to which `area` belongs,
+    /// is told of them.
+    pub(super) fn check_connection(&self, area: u32, connection_id: u32) -> Result<(), Refusal> {
+        match area_of(connection_id) {
+            Some((at, _)) if at != areas::SHARED && at != area && at < self.end.info().workers => {
+                let reason = format!("connection {connection_id:#x} is that of other channels");
+                Err(Refusal { status: Status::INVALID_PARAMETER, reason })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Has a channel be told of signals that arrive elsewhere than in an area of its own; gives the flags.
+    pub(super) fn listen(
+        &mut self,
+        relid: u32,
+        area: u32,
+        connection_id: u32,
+        core: &Arc<Core>,
+    ) -> SmallVec<[u16; 2]> {
+        let mut flags = SmallVec::new();
+        if area == areas::SHARED {
+            flags.push(u16::try_from(relid).unwrap_or(0));
+        }
+        // One that the guest chose may name another flag, or come as a frame.
+        if let Some((areas::SHARED, flag)) = area_of(connection_id) {
+            flags.push(flag);
+        }
+        for flag in &flags {
+            self.by_flag.add(*flag, core);
+        }
+        self.by_connection.add(connection_id, core);
+        flags
+    }
+
     /// The guest has signalled on the connection that all channels of V1 share.
     pub(super) fn take_page_signals(&self) -> Found {
         let mut found = Found::Nothing;
         let Some(page) = &self.interrupt_page else { return found };
         page.take(Half::ToHost, |relid| {
-            if let Some(channel) = self.by_flag.get(&relid) {
-                found = found.max(signal(channel));
-            }
+            found = found.max(signal(self.by_flag.of(relid)));
         });
         found
     }
+}
+
+/// The event area and flag in which a process guest signals this connection, if it does so by a flag.
+fn area_of(connection_id: u32) -> Option<(u32, u16)> {
+    let (area, low) = (connection_id >> 16, connection_id & 0xffff);
+    let flag = u16::try_from(low & LAST_RELID).ok()?;
+    (low & !LAST_RELID == CHANNEL_CONNECTION).then_some((area, flag))
 }

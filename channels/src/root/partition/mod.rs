@@ -23,6 +23,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
@@ -49,6 +50,7 @@ use crate::areas::{self, Areas};
 use crate::channel::{Admit, Core, SavedChannel, Writes};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
+use crate::flags::Listeners;
 use crate::interrupt_page::InterruptPage;
 use crate::policy::{Limits, QuotaLimits, Revoke, Who};
 use crate::provider::Client;
@@ -123,9 +125,9 @@ pub(super) struct Partition {
     /// Open channels, by relid.
     open: HashMap<u32, OpenChannel>,
     /// Channels that share an event area, by event flag.
-    by_flag: HashMap<u16, Arc<Core>>,
+    by_flag: Listeners<u16>,
     /// Channels of a link without event areas, by connection id.
-    by_connection: HashMap<u32, Arc<Core>>,
+    by_connection: Listeners<u32>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<InterruptPage>,
     monitors: Monitors,
@@ -182,7 +184,8 @@ struct OpenChannel {
     device: DeviceKey,
     /// Number of this open, which no other of the partition has.
     open: u64,
-    flag: u16,
+    /// Where its guest's signals arrive, of those that several channels share.
+    flags: SmallVec<[u16; 2]>,
     connection_id: u32,
     /// What policy allows.
     limits: Limits,
@@ -221,8 +224,8 @@ impl Partition {
             offered: HashMap::new(),
             unseen: BTreeSet::new(),
             open: HashMap::new(),
-            by_flag: HashMap::new(),
-            by_connection: HashMap::new(),
+            by_flag: Listeners::new(),
+            by_connection: Listeners::new(),
             interrupt_page: None,
             monitors: Monitors::default(),
             opens: 0,
@@ -364,9 +367,7 @@ impl Partition {
     fn take_signals(&self) -> Found {
         let mut found = Found::Nothing;
         self.end.take_flags(areas::SHARED, &mut |flag| {
-            if let Some(channel) = self.by_flag.get(&flag) {
-                found = found.max(signal(channel));
-            }
+            found = found.max(signal(self.by_flag.of(flag)));
         });
         found
     }
@@ -401,7 +402,7 @@ impl Partition {
                 let found = if connection_id == EVENT_CONNECTION {
                     self.take_page_signals()
                 } else {
-                    self.by_connection.get(&connection_id).map_or(Found::Nothing, |channel| signal(channel))
+                    signal(self.by_connection.of(connection_id))
                 };
                 self.pacing.signalled(found);
             }
@@ -487,7 +488,13 @@ impl Partition {
 }
 
 /// Passes a signal on. In a storm it is not worth a look.
-fn signal(channel: &Core) -> Found {
-    channel.signalled();
-    if channel.is_storming() { Found::Nothing } else { Found::Work }
+fn signal(channels: &[Arc<Core>]) -> Found {
+    let mut found = Found::Nothing;
+    for channel in channels {
+        channel.signalled();
+        if !channel.is_storming() {
+            found = Found::Work;
+        }
+    }
+    found
 }

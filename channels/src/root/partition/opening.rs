@@ -76,6 +76,7 @@ impl Partition {
         };
         let is_primary = offered.subchannel.is_none();
 
+        self.check_connection(offered.area, open.connection_id)?;
         let bit = self.monitors.prepare(open.monitor)?;
         let side = Arc::new(Side::Root {
             end: Arc::clone(&self.end),
@@ -94,11 +95,7 @@ impl Partition {
             Begins::Again(saved) => Core::take_up(side, area, (incoming, outgoing), limits, saved)
                 .map_err(|error| refuse(&error))?,
         };
-        let flag = u16::try_from(relid).unwrap_or(0);
-        if area == areas::SHARED {
-            self.by_flag.insert(flag, Arc::clone(&core));
-            self.by_connection.insert(open.connection_id, Arc::clone(&core));
-        }
+        let flags = self.listen(relid, area, open.connection_id, &core);
         core.set_spin(self.root.spin);
         core.set_storms(&self.pacing.channels);
         let (limits, claim, joined) = match self.admitted.remove(&key) {
@@ -136,7 +133,7 @@ impl Partition {
                 core,
                 device: key,
                 open: self.opens,
-                flag,
+                flags,
                 connection_id,
                 limits,
                 claim,
@@ -207,8 +204,10 @@ impl Partition {
 
     pub(super) fn ended(&mut self, relid: u32, device: DeviceKey, result: Result<(), ChannelError>) {
         let Some(channel) = self.open.get_mut(&relid) else { return };
-        self.by_flag.remove(&channel.flag);
-        self.by_connection.remove(&channel.connection_id);
+        for flag in &channel.flags {
+            self.by_flag.remove(*flag, &channel.core);
+        }
+        self.by_connection.remove(channel.connection_id, &channel.core);
         self.monitors.forget(&channel.core);
         channel.ended = true;
         let asked_for = channel.closing;
