@@ -3,10 +3,13 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use arbitrary::{Arbitrary, Unstructured};
-use vmbus_core::client::{Client, ClientAction, ClientConfig, ConnectFailure, Fault, OpenRequest, Policy};
+use vmbus_core::client::{
+    AnswerSlot, Client, ClientAction, ClientConfig, ConnectFailure, Fault, OpenRequest, Policy,
+    ReservedOpenRequest,
+};
 use vmbus_core::message::{
-    AllOffersDelivered, Direction, GpadlCreated, GpadlTorndown, Message, ModifyChannelResponse, OfferChannel,
-    OpenChannelResult, Payload, RescindChannelOffer, VersionResponse,
+    AllOffersDelivered, CloseReservedResponse, Direction, GpadlCreated, GpadlTorndown, Message,
+    ModifyChannelResponse, OfferChannel, OpenChannelResult, Payload, RescindChannelOffer, VersionResponse,
 };
 use vmbus_core::pages::PageRanges;
 use vmbus_core::server::{Answer, AskId, Whose};
@@ -46,6 +49,7 @@ pub(crate) enum Step {
     Torndown { which: u8 },
     Opened { which: u8, ok: bool },
     Modified { relid: u8, ok: bool },
+    ReservedClosed { relid: u8 },
     NoSuchConnection { connection_id: u8 },
     // What the guest does.
     Connect { from: u8, to: u8 },
@@ -55,6 +59,8 @@ pub(crate) enum Step {
     Open { relid: u8, which: u8 },
     Close { relid: u8 },
     Modify { relid: u8 },
+    OpenReserved { relid: u8, which: u8 },
+    CloseReserved { relid: u8 },
     Release { relid: u8 },
     Decide { which: u8, allow: bool },
     Pause,
@@ -78,6 +84,8 @@ pub(crate) struct Guest {
     tearing_down: BTreeSet<(u32, u32)>,
     opening: BTreeSet<(u32, u32)>,
     modifying: BTreeSet<u32>,
+    /// Reserved channels that are closed; a close that a given-up open needs is not begun by us.
+    closing_reserved: BTreeSet<u32>,
 }
 
 impl Guest {
@@ -94,6 +102,7 @@ impl Guest {
             tearing_down: BTreeSet::new(),
             opening: BTreeSet::new(),
             modifying: BTreeSet::new(),
+            closing_reserved: BTreeSet::new(),
         }
     }
 
@@ -155,6 +164,7 @@ impl Guest {
             Step::Modified { relid, ok } => {
                 self.say(ModifyChannelResponse { relid: small(relid), status: status(ok) });
             }
+            Step::ReservedClosed { relid } => self.say(CloseReservedResponse { relid: small(relid) }),
             Step::NoSuchConnection { connection_id } => {
                 self.client.connection_refused(u32::from(connection_id % 8));
             }
@@ -198,6 +208,22 @@ impl Guest {
                 let relid = small(relid).get();
                 if self.client.modify(relid, 1).is_ok() {
                     assert!(self.modifying.insert(relid), "a second modification before the first ended");
+                }
+            }
+            Step::OpenReserved { relid, which } => {
+                let relid = small(relid).get();
+                let of_channel = self.created.iter().filter(|(owner, _)| *owner == relid).copied().collect();
+                let Some((_, ring_gpadl)) = nth(&of_channel, which) else { return };
+                let answers = AnswerSlot { vp: 0, sint: 2 };
+                let request = ReservedOpenRequest { ring_gpadl, downstream_page: 2, answers };
+                if self.client.open_reserved(relid, request).is_ok() {
+                    assert!(self.opening.insert((relid, 0)), "a second open before the first ended");
+                }
+            }
+            Step::CloseReserved { relid } => {
+                let relid = small(relid).get();
+                if self.client.close_reserved(relid).is_ok() {
+                    self.closing_reserved.insert(relid);
                 }
             }
             Step::Release { relid } => {
@@ -280,7 +306,12 @@ impl Guest {
                 // Before 5.3 it ends within the call.
                 self.modifying.remove(&relid);
             }
+            ClientAction::ReservedClosed { relid, .. } => {
+                // One that a given-up open needs was not begun by us.
+                self.closing_reserved.remove(&relid);
+            }
             ClientAction::Rescinded { relid } => {
+                assert!(!self.closing_reserved.contains(&relid), "the close of {relid} never ended");
                 self.created.retain(|(owner, _)| *owner != relid);
                 assert!(self.creating.iter().all(|(owner, _)| *owner != relid));
                 assert!(self.tearing_down.iter().all(|(owner, _)| *owner != relid));

@@ -4,6 +4,7 @@
 //! (`tests/quick.rs`) run the same code. Each asserts what must hold whatever the bytes are, not only that nothing
 //! panics.
 
+pub mod bus;
 pub mod client;
 pub mod control;
 pub mod disk;
@@ -22,9 +23,12 @@ pub type Body = fn(&[u8]);
 
 /// All targets with a body in this library.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("bus", bus::run),
+    ("client", client::run),
     ("control", control::run),
     ("network", network::run),
     ("pages", pages::run),
+    ("pair", pair::run),
     ("saved_client", saved_client::run),
     ("saved_server", saved_server::run),
     ("server", server::run),

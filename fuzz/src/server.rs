@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use arbitrary::{Arbitrary, Unstructured};
 use vmbus_core::message::{
-    CloseChannel, Direction, GpadlBody, GpadlHeader, GpadlTeardown, InitiateContact, Message, ModifyChannel,
-    OpenChannel, Payload, RelidReleased, RequestOffers, Unload,
+    CloseChannel, CloseReservedChannel, Direction, GpadlBody, GpadlHeader, GpadlTeardown, InitiateContact,
+    Message, ModifyChannel, ModifyConnection, OpenChannel, OpenReservedChannel, Pause, Payload,
+    RelidReleased, RequestOffers, Resume, Unload,
 };
 use vmbus_core::pages::PageRanges;
 use vmbus_core::server::{
@@ -59,10 +60,16 @@ pub(crate) enum Step {
     Open { relid: u8, gpadl: u8, downstream: u8, event_flag: u16 },
     Close { relid: u8 },
     Modify { relid: u8 },
+    OpenReserved { relid: u8, gpadl: u8, sint: u8 },
+    CloseReserved { relid: u8, sint: u8 },
+    ModifyConnection { half: bool },
+    Pause,
+    Resume,
     Released { relid: u8 },
     Unload,
     // What the host does.
     Offer { device: u8, subchannel: u8 },
+    OfferSubchannel { device: u8, primary: u8 },
     Rescind { device: u8 },
     Decide { which: u8, allow: bool },
     Opened { which: u8, ok: bool },
@@ -88,6 +95,8 @@ pub(crate) struct Host {
     /// What the guest did wrong.
     pub(crate) faults: Vec<Fault>,
     offered: BTreeMap<DeviceKey, /* withdrawn */ bool>,
+    /// Of sub-channels, which end with their primaries.
+    primaries: BTreeMap<DeviceKey, DeviceKey>,
     quotas: Quotas,
     pub(crate) asked: Vec<AskId>,
     last_asked: Option<AskId>,
@@ -106,6 +115,7 @@ impl Host {
             sent: VecDeque::new(),
             faults: Vec::new(),
             offered: BTreeMap::new(),
+            primaries: BTreeMap::new(),
             asked: Vec::new(),
             last_asked: None,
             opens: BTreeMap::new(),
@@ -207,6 +217,24 @@ impl Host {
                 let message = ModifyChannel { relid: U32::new((relid % 8).into()), target_vp: U32::new(1) };
                 self.send(message);
             }
+            Step::OpenReserved { relid, gpadl, sint } => self.send(OpenReservedChannel {
+                relid: U32::new((relid % 8).into()),
+                target_sint: U32::new((sint % 17).into()),
+                ring_gpadl: U32::new((gpadl % 8).into()),
+                downstream_page_offset: U32::new(2),
+                ..Default::default()
+            }),
+            Step::CloseReserved { relid, sint } => self.send(CloseReservedChannel {
+                relid: U32::new((relid % 8).into()),
+                target_sint: U32::new((sint % 17).into()),
+                ..Default::default()
+            }),
+            Step::ModifyConnection { half } => self.send(ModifyConnection {
+                parent_to_child_monitor: 0x1000.into(),
+                child_to_parent_monitor: u64::from(!half).into(),
+            }),
+            Step::Pause => self.send(Pause {}),
+            Step::Resume => self.send(Resume {}),
             Step::Released { relid } => self.send(RelidReleased { relid: U32::new((relid % 8).into()) }),
             Step::Unload => self.send(Unload {}),
             Step::Offer { device, subchannel } => {
@@ -215,8 +243,29 @@ impl Host {
                     return;
                 }
                 self.offered.insert(device, false);
+                self.primaries.remove(&device);
                 let mut offer = OfferParams::new(Guid::default(), Guid::default());
                 offer.subchannel_index = u16::from(subchannel % 2);
+                offer.monitor_latency = (subchannel >= 128).then_some(10);
+                self.handle(ServerInput::Offer { device, offer });
+            }
+            Step::OfferSubchannel { device, primary } => {
+                let [device, primary] = [device, primary].map(|key| DeviceKey(u64::from(key % 10)));
+                let is_free = self.offered.get(&device) != Some(&false) && device != primary;
+                let has_primary =
+                    self.offered.get(&primary) == Some(&false) && !self.primaries.contains_key(&primary);
+                // A device that has sub-channels is none itself.
+                let is_primary = self.primaries.values().any(|other| *other == device);
+                if !is_free || !has_primary || is_primary {
+                    return;
+                }
+                self.offered.insert(device, false);
+                self.primaries.insert(device, primary);
+                let offer = OfferParams {
+                    primary: Some(primary),
+                    subchannel_index: 1,
+                    ..OfferParams::new(Guid::default(), Guid::default())
+                };
                 self.handle(ServerInput::Offer { device, offer });
             }
             Step::Rescind { device } => {
@@ -337,7 +386,10 @@ impl Host {
             }
             ServerAction::Declined { device } => assert!(self.offered.contains_key(&device)),
             ServerAction::Released { device } => {
-                assert_eq!(self.offered.remove(&device), Some(true), "only a rescinded device is released");
+                let withdrawn = self.offered.remove(&device);
+                let with_primary = self.primaries.remove(&device).is_some();
+                let expected = withdrawn == Some(true) || (with_primary && withdrawn.is_some());
+                assert!(expected, "only a rescinded device is released");
                 assert!(self.opens.values().all(|open| open.0 != device));
             }
             ServerAction::Connect(request) => {
@@ -368,9 +420,15 @@ impl Host {
         match message.unwrap_or_else(|error| panic!("{payload:02x?} was sent: {error}")) {
             Message::RescindChannelOffer(rescind) => {
                 let relid = rescind.relid.get();
+                let mut channels = self.server.channels();
+                let owner =
+                    channels.find(|channel| channel.relid == Some(relid)).map(|channel| channel.device);
                 assert!(!self.opens.contains_key(&relid), "rescinded while the device uses the rings");
                 let mut lists = self.lists.range((relid, 0)..=(relid, u32::MAX));
                 assert_eq!(lists.next(), None, "rescinded while the device uses pages");
+                let mut subchannels = self.primaries.iter().filter(|(_, primary)| owner == Some(**primary));
+                let open = subchannels.any(|(device, _)| self.opens.values().any(|open| open.0 == *device));
+                assert!(!open, "rescinded before its sub-channel");
             }
             Message::OfferChannel(offer) => {
                 assert!((1..=2047).contains(&offer.relid.get()));
@@ -399,9 +457,26 @@ impl Host {
             || self.lists.values().any(|asked_back| *asked_back)
     }
 
-    /// Resets and answers all that is still asked for: then nothing may be left.
-    pub(crate) fn end(mut self) {
-        self.take(Step::Reset);
+    /// Whether the device was told to open here, or is as far as that.
+    pub(crate) fn serves(&self, device: DeviceKey, unless: Opened) -> bool {
+        self.opens.values().any(|open| open.0 == device && open.1 != unless)
+    }
+
+    /// The device that [`Step::Opened`] with this number is about.
+    pub(crate) fn nth_opening(&self, which: u8) -> Option<DeviceKey> {
+        let opening = self.opens.values().filter(|open| open.1 == Opened::Opening);
+        nth(opening, which).map(|open| open.0)
+    }
+
+    /// What somebody else's doing must not change.
+    pub(crate) fn fingerprint(&self) -> String {
+        let channels: Vec<_> = self.server.channels().collect();
+        let (usage, connection) = (self.server.usage(), self.server.connection());
+        format!("{usage:?} {connection:?} {channels:?} {:?} {:?}", self.opens, self.lists)
+    }
+
+    /// The devices do all that is asked of them, until a reset is over.
+    pub(crate) fn answer_all(&mut self) {
         for _ in 0..4 * MAX_STEPS {
             if self.resets == 0 {
                 break;
@@ -410,13 +485,22 @@ impl Host {
             self.answer_close(0);
             self.answer_release(0);
         }
+    }
+
+    /// Resets and answers all that is still asked for: then nothing may be left.
+    pub(crate) fn end(mut self) {
+        self.take(Step::Reset);
+        self.answer_all();
         assert_eq!(self.resets, 0, "a reset did not end: {:?} {:?}", self.opens, self.lists);
         assert_eq!(self.server.connection(), None);
         assert_eq!(self.server.usage(), Usage::default());
         let devices: Vec<_> = self.offered.iter().filter(|(_, withdrawn)| !**withdrawn).collect();
         for device in devices.into_iter().map(|(device, _)| *device).collect::<Vec<_>>() {
-            self.offered.insert(device, true);
-            self.handle(ServerInput::Rescind { device });
+            // A sub-channel goes with its primary.
+            if let Some(withdrawn) = self.offered.get_mut(&device) {
+                *withdrawn = true;
+                self.handle(ServerInput::Rescind { device });
+            }
         }
         assert_eq!(self.server.channels().count(), 0, "a rescinded device is remembered for ever");
         assert!(self.offered.is_empty(), "a rescinded device was not released: {:?}", self.offered);

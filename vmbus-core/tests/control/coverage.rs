@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use vmbus_core::message::{Direction, MESSAGES};
 use vmbus_core::trace::{End, Item, Machine, record};
@@ -166,9 +167,10 @@ fn all_stories() -> impl Iterator<Item = Story> {
     ALL.iter().copied().flatten().map(|(name, story)| (name.trim_start_matches("control::"), *story))
 }
 
-/// What each story did.
-fn seen() -> Vec<(&'static str, BTreeSet<Item>)> {
-    all_stories().map(|(name, story)| (name, record(story).1)).collect()
+/// What each story did; they are run once for all who ask.
+fn seen() -> &'static [(&'static str, BTreeSet<Item>)] {
+    static SEEN: OnceLock<Vec<(&str, BTreeSet<Item>)>> = OnceLock::new();
+    SEEN.get_or_init(|| all_stories().map(|(name, story)| (name, record(story).1)).collect())
 }
 
 #[test]
@@ -192,7 +194,7 @@ fn the_book_names_a_test_for_everything_there_is() {
 
 #[test]
 fn nothing_happens_that_the_book_does_not_name() {
-    let known: BTreeSet<Item> = seen().into_iter().flat_map(|(_, items)| items).collect();
+    let known: BTreeSet<Item> = seen().iter().flat_map(|(_, items)| items).copied().collect();
     let is_step = |item: &Item| matches!(item, Item::Step { .. });
     let mut unknown = BTreeMap::new();
     for seed in 0..150 {
@@ -230,9 +232,9 @@ struct Page {
 }
 
 impl Page {
-    fn new(seen: Vec<(&'static str, BTreeSet<Item>)>, named: &Named) -> Self {
+    fn new(seen: &[(&'static str, BTreeSet<Item>)], named: &Named) -> Self {
         let mut by_item: BTreeMap<Item, Vec<(usize, &'static str)>> = BTreeMap::new();
-        for (story, items) in &seen {
+        for (story, items) in seen {
             for item in items {
                 by_item.entry(*item).or_default().push((items.len(), story));
             }
