@@ -73,6 +73,11 @@ impl StreamReader {
         self.ended
     }
 
+    /// Whether a packet was taken in part.
+    pub const fn holds_packet(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// What ended the stream out of order, once all data before it was read.
     pub const fn fault(&self) -> Option<StreamFault> {
         self.fault

@@ -33,7 +33,7 @@ pub use self::request::{Completions, Request};
 pub(crate) use self::retarget::Retarget;
 pub(crate) use self::saving::SavedChannel;
 pub(crate) use self::side::{Bit, Doorbell, Flag, Side};
-pub(crate) use self::stream::Read;
+pub(crate) use self::stream::{Read, Written};
 pub(crate) use self::subchannels::{Admit, Ask};
 pub(crate) use self::writes::Writes;
 use crate::buffer::BufferRange;

@@ -45,7 +45,7 @@ pub(super) struct Incoming {
     memory: Option<Arc<GpaSpace>>,
     pub(super) spinner: Spinner,
     /// Limits of policy; none for most.
-    flow: Option<Box<Flow>>,
+    pub(super) flow: Option<Box<Flow>>,
 }
 
 impl Incoming {
@@ -118,7 +118,7 @@ enum Untouchable {
 
 impl Nothing {
     /// Returns when the time has come for what policy lets wait; never for others.
-    async fn due(&self) {
+    pub(super) async fn due(&self) {
         match self {
             Self::Held(Hold::Until(due)) => Box::pin(sleep_until(*due)).await,
             Self::Held(Hold::GiveWay) => yield_now().await,

@@ -31,7 +31,7 @@ pub(super) struct Outgoing {
     /// Somebody waits for room that only our own completions can give back.
     waits_for_reserve: bool,
     /// Limits of policy; none for most.
-    flow: Option<Box<Flow>>,
+    pub(super) flow: Option<Box<Flow>>,
     pub(super) state: State,
     /// How many roots there have been.
     pub(super) epoch: u32,
@@ -133,7 +133,7 @@ enum Sent {
 }
 
 /// Returns when it is worth another try.
-async fn due(hold: Hold) {
+pub(super) async fn due(hold: Hold) {
     match hold {
         Hold::Until(due) => Box::pin(sleep_until(due)).await,
         Hold::GiveWay => yield_now().await,

@@ -12,10 +12,12 @@ use bytes::{Buf, Bytes};
 use vmbus_ringbuf::{StreamFault, StreamReader, end_stream, stream_room, write_stream};
 
 use super::core::{Core, lock};
+use super::flow::Hold;
 use super::receiving::{Incoming, Nothing};
-use super::sending::{Outgoing, State, refused};
+use super::sending::{Outgoing, State, due, refused};
 use super::side::Side;
 use crate::error::ChannelError;
+use crate::quotas::count;
 
 /// Bytes of a closed stream that are kept for its reader; what is beyond is lost, and the reader is told.
 const KEPT_AT_MOST: usize = 256 << 10;
@@ -39,8 +41,19 @@ pub(crate) enum Read {
     Bytes(usize),
     /// The peer said that nothing more comes.
     End,
-    /// Nothing at present.
-    Nothing,
+    /// Nothing at present, or nothing that policy lets pass yet.
+    Nothing(Option<Hold>),
+}
+
+/// What writing to a stream gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// So many bytes.
+    Bytes(usize),
+    /// The peer must read first.
+    NoRoom,
+    /// Policy lets it wait.
+    Held(Hold),
 }
 
 impl Core {
@@ -66,38 +79,60 @@ impl Core {
         }
         incoming.mask();
         let mut spinner = incoming.spinner.clone();
-        let found = spinner.look(|| match stream.reader.read(&mut incoming.consumer, into) {
-            Ok((0, signal)) => {
-                ring_if(&incoming.side, signal);
-                stream.reader.is_ended().then_some(Ok(Read::End))
+        let Incoming { consumer, flow, side, .. } = &mut *incoming;
+        let found = spinner.look(|| {
+            if let Some(flow) = flow {
+                // A packet that was begun has passed.
+                let waits = !stream.reader.holds_packet() && consumer.has_unread().unwrap_or(false);
+                if let Some(hold) = waits.then(|| flow.holds()).flatten() {
+                    return Some(Ok(Read::Nothing(Some(hold))));
+                }
             }
-            Ok((bytes, signal)) => {
-                ring_if(&incoming.side, signal);
-                Some(Ok(Read::Bytes(bytes)))
+            match stream.reader.read(consumer, into) {
+                Ok((bytes, signal)) => {
+                    ring_if(side, signal);
+                    if let Some(flow) = flow {
+                        if bytes > 0 { flow.passed(count(bytes)) } else { flow.emptied() }
+                    }
+                    match bytes {
+                        0 => stream.reader.is_ended().then_some(Ok(Read::End)),
+                        bytes => Some(Ok(Read::Bytes(bytes))),
+                    }
+                }
+                Err(fault) => Some(Err(broken(fault))),
             }
-            Err(fault) => Some(Err(broken(fault))),
         });
         incoming.spinner = spinner;
-        found.unwrap_or(Ok(Read::Nothing))
+        found.unwrap_or(Ok(Read::Nothing(None)))
     }
 
     /// Sleeps until there may be something to read. `seen` is older than the look that found nothing.
-    pub(crate) async fn sleep_for_data(self: Arc<Self>, seen: u64) {
+    pub(crate) async fn sleep_for_data(self: Arc<Self>, seen: u64, held: Option<Hold>) {
         let asleep = Instant::now();
-        self.park(seen, || self.last_look(&Nothing::Empty), pending()).await;
+        let nothing = held.map_or(Nothing::Empty, Nothing::Held);
+        self.park(seen, || self.last_look(&nothing), nothing.due()).await;
         self.slept(asleep);
     }
 
-    /// Writes as much of `from` as there is room for; 0 of some: none.
-    pub(crate) fn write_stream(&self, from: &[u8]) -> Result<usize, ChannelError> {
+    /// Writes as much of `from` as there is room for.
+    pub(crate) fn write_stream(&self, from: &[u8]) -> Result<Written, ChannelError> {
         self.judge(self.with_outgoing(|outgoing| {
+            if let Some(hold) = outgoing.flow.as_mut().and_then(|flow| flow.holds()) {
+                return Ok(Written::Held(hold));
+            }
             let (written, signal) =
                 write_stream(&mut outgoing.producer, from).map_err(|error| refused(error, from.len(), 0))?;
             if written > 0 && outgoing.smallest_wish.take().is_some() {
                 outgoing.producer.clear_space_request();
             }
             ring_if(&outgoing.side, signal);
-            Ok(written)
+            if written == 0 && !from.is_empty() {
+                return Ok(Written::NoRoom);
+            }
+            if let Some(flow) = &mut outgoing.flow {
+                flow.passed(count(written));
+            }
+            Ok(Written::Bytes(written))
         }))
     }
 
@@ -114,6 +149,11 @@ impl Core {
     pub(crate) async fn sleep_for_room(self: Arc<Self>, seen: u64, len: usize) {
         let wanted = stream_room(self.capacity, len);
         self.park(seen, || self.has_room(wanted), pending()).await;
+    }
+
+    /// Sleeps until policy lets something pass that is to be written.
+    pub(crate) async fn sleep_until_due(self: Arc<Self>, seen: u64, held: Hold) {
+        self.park(seen, || false, due(held)).await;
     }
 
     /// Nobody is going to read: nothing is kept when the channel closes.

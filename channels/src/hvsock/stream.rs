@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::consume_budget;
 
 use super::HvPeer;
-use crate::channel::{Channel, Read};
+use crate::channel::{Channel, Read, Written};
 use crate::error::ChannelError;
 use crate::spin::Spin;
 
@@ -139,8 +139,8 @@ impl AsyncRead for HvReadHalf {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Read::End) => return Poll::Ready(Ok(())),
-                Ok(Read::Nothing) => {
-                    let sleep = Arc::clone(core).sleep_for_data(seen);
+                Ok(Read::Nothing(held)) => {
+                    let sleep = Arc::clone(core).sleep_for_data(seen, held);
                     self.asleep = Some(Box::pin(sleep));
                 }
                 Err(error) => return Poll::Ready(Err(failed(error, io::ErrorKind::ConnectionReset))),
@@ -164,11 +164,15 @@ impl AsyncWrite for HvWriteHalf {
             let core = self.shared.channel.core();
             let seen = core.nudges();
             match core.write_stream(from) {
-                Ok(0) if !from.is_empty() => {
+                Ok(Written::Bytes(written)) => return Poll::Ready(Ok(written)),
+                Ok(Written::NoRoom) => {
                     let sleep = Arc::clone(core).sleep_for_room(seen, from.len());
                     self.asleep = Some(Box::pin(sleep));
                 }
-                Ok(written) => return Poll::Ready(Ok(written)),
+                Ok(Written::Held(hold)) => {
+                    let sleep = Arc::clone(core).sleep_until_due(seen, hold);
+                    self.asleep = Some(Box::pin(sleep));
+                }
                 Err(error) => return Poll::Ready(Err(failed(error, io::ErrorKind::BrokenPipe))),
             }
         }

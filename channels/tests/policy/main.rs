@@ -8,4 +8,5 @@ mod revoke;
 mod root;
 mod rules;
 mod sharing;
+mod streams;
 mod world;

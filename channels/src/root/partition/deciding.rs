@@ -101,19 +101,25 @@ impl Partition {
                 if let Some(offered) = partition.offered.get_mut(&device) {
                     offered.denied = verdict.is_err();
                 }
+                let denied = verdict.as_ref().err().cloned();
                 partition.decided(id, what, described, verdict.map(drop));
+                partition.connection_denied(device, denied);
             }),
-            server::Question::Share { relid, pages, .. } => {
+            server::Question::Share { relid, device, pages, .. } => {
                 self.shares.add(List::Asked(id), relid, bytes(pages));
                 self.ask(question, move |partition, verdict| {
                     partition.shares.remove(List::Asked(id));
+                    let denied = verdict.as_ref().err().cloned();
                     partition.decided(id, what, described, verdict.map(drop));
+                    partition.connection_denied(device, denied);
                 });
             }
             server::Question::Open { device, .. } => {
                 self.ask_to_open(device, question, move |partition, verdict| {
                     let verdict = verdict.map(|admission| _ = partition.admitted.insert(device, admission));
+                    let denied = verdict.as_ref().err().cloned();
                     partition.decided(id, what, described, verdict);
+                    partition.connection_denied(device, denied);
                 })
             }
         }

@@ -270,6 +270,13 @@ impl Partition {
         }
     }
 
+    /// Policy has decided about the channel of a connection; if it denied it, the connect has failed.
+    pub(super) fn connection_denied(&mut self, key: DeviceKey, denied: Option<Refusal>) {
+        if let Some(refusal) = denied {
+            self.connect_failed(key, &refusal, Error::Refused(refusal.clone()));
+        }
+    }
+
     /// The guest does not want a connection that it was offered.
     pub(super) fn declined(&mut self, key: DeviceKey) {
         let refusal = refused("the guest does not accept");
