@@ -112,3 +112,38 @@ async fn a_channel_that_waits_for_its_turn_closes_at_once() {
         async { while !matches!(events.recv().await.unwrap(), vmbus_channels::Event::Closed { .. }) {} };
     tokio::time::timeout(Duration::from_secs(30), closed).await.expect("the session ends");
 }
+
+#[tokio::test]
+async fn a_stream_comes_at_the_rate_that_is_allowed_and_an_unwelcome_one_is_refused() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use vmbus_channels::hvsock;
+
+    const SENT: usize = 1 << 20;
+    let (welcome, unwelcome) = (hvsock::port(5000), hvsock::port(5001));
+    let rules = format!(
+        "[[rule]]\nservice = '{unwelcome}'\ndecide = 'deny'\nreason = 'no such visits'\n\
+         [[rule]]\nservice = '{welcome}'\nlimits.rate = {{ bytes = '4M', burst = '0s' }}\n\
+         [[rule]]\n"
+    );
+    let root = Root::builder().policy(rules.parse::<vmbus_channels::policy::Rules>().unwrap()).build();
+    let guest = join(&root, "guest").await.unwrap();
+    let _other = root.hvsock_listen(unwelcome).unwrap();
+    let refused = guest.hvsock_connect(unwelcome).await.unwrap_err();
+    assert!(refused.to_string().contains("refused"), "{refused}");
+
+    let mut listener = root.hvsock_listen(welcome).unwrap();
+    let (ours, theirs) = tokio::join!(guest.hvsock_connect(welcome), listener.accept());
+    let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap().0);
+    let began = Instant::now();
+    let sending = tokio::spawn(async move {
+        ours.write_all(&[7; SENT]).await.unwrap();
+        ours.shutdown().await.unwrap();
+        ours
+    });
+    let mut received = Vec::new();
+    theirs.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received.len(), SENT);
+    // What was read last is paid for by what never comes.
+    assert!(began.elapsed() >= Duration::from_millis(180), "{:?}", began.elapsed());
+    drop(sending.await.unwrap());
+}

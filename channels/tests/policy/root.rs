@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use vmbus_channels::policy::{Asked, Decision, Limits, Question, QuotaLimits, Reason};
-use vmbus_channels::test_utils::join;
+use vmbus_channels::test_utils::{MockGuest, join};
 use vmbus_channels::{DenyAll, Device, PolicyAgent, Root};
+use vmbus_core::message::{InitiateContact, Message};
+use vmbus_core::server;
 use vmbus_core::status::Status;
+use vmbus_core::{FeatureFlags, Version};
 
 use crate::world::{By, CLASS, Echo, OTHER_CLASS, decision, forbidding, refusal, root};
 
@@ -135,4 +138,41 @@ async fn an_agent_that_panics_has_denied_and_is_asked_again_the_next_time() {
     }
     root.set_policy(vmbus_channels::AllowAll);
     guest.open(Device::class(CLASS)).await.unwrap();
+}
+
+/// Says nothing to whoever wants to speak a version.
+struct Mute;
+
+#[async_trait::async_trait]
+impl PolicyAgent for Mute {
+    async fn decide(&self, asked: &Asked) -> Decision {
+        if let Question::Version { .. } = asked.question {
+            std::future::pending::<()>().await;
+        }
+        Decision::Allow
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_asks_and_asks_makes_no_more_questions_wait_than_its_quota() {
+    const WAITING: usize = 4;
+    let protocol = server::Quotas { questions: WAITING, ..server::Quotas::default() };
+    let root = Root::builder().policy(Mute).quotas(protocol.into()).build();
+    let mut events = root.events();
+    let guest = MockGuest::attach(&root, "impatient").unwrap();
+    // Each contact takes the question of the one before back, but the agent does not know that.
+    for _ in 0..WAITING + 1 {
+        guest.say(InitiateContact {
+            version: Version::Iron.word().into(),
+            interrupt_page_or_target: InitiateContact::target(2, 0, FeatureFlags::empty()),
+            ..InitiateContact::default()
+        });
+    }
+    let decided = decision(&mut events, |decided| decided.reason == Reason::Crowd).await;
+    assert!(matches!(decided.asked.question, Question::Version { .. }));
+    let answer = guest.hear(|message| match message {
+        Message::VersionResponse(answer) => Some(answer.supported),
+        _ => None,
+    });
+    assert_eq!(answer.await, 0);
 }
