@@ -52,7 +52,7 @@ struct Options {
     #[arg(long, value_name = "FILE", conflicts_with = "seeds")]
     script: Option<String>,
     /// Break a rule on purpose: loses-interrupts, sleeps-without-look, completes-twice, forgets-request, flips-byte,
-    /// never-closes, keeps-pages, ignores-death or ignores-retarget.
+    /// never-closes, keeps-pages, ignores-death, ignores-retarget or forgets-service.
     #[arg(long, value_name = "RULE")]
     broken: Option<Broken>,
 }
