@@ -115,6 +115,19 @@ impl BufferRange {
         Self { pages: Arc::clone(&self.pages), start: self.start + at as usize, len }
     }
 
+    /// Copies bytes of the range out.
+    ///
+    /// # Errors
+    /// [`ChannelError::OutOfBuffer`]: the caller's fault.
+    pub fn read(&self, at: usize, into: &mut [u8]) -> Result<(), ChannelError> {
+        let size = usize::try_from(self.len).unwrap_or(usize::MAX);
+        if at.checked_add(into.len()).is_none_or(|end| end > size) {
+            return Err(ChannelError::OutOfBuffer { at, len: into.len(), size });
+        }
+        self.pages.mapping().read(self.start + at, into);
+        Ok(())
+    }
+
     /// Where it starts in its first page.
     pub(crate) fn byte_offset(&self) -> u32 {
         u32::try_from(self.start % PAGE_SIZE).unwrap_or(0)

@@ -1,11 +1,12 @@
 //! `vmbus guest`: a process that joins a bus.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use vmbus_channels::{Device, Guest};
+use vmbus_channels::{Device, Guest, Resume};
 use vmbus_core::Version;
 use vmbus_core::storage::SCSI_CLASS;
 use vmbus_proxy_devices::fuse::DiskDoor;
@@ -38,6 +39,9 @@ pub(crate) struct Arguments {
     /// Highest protocol version to ask for, such as 5.2
     #[arg(long, value_name = "VERSION")]
     max_version: Option<Version>,
+    /// How many seconds to wait for another root when this one dies; requests go on there. 0: end with it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    resume: u64,
 }
 
 const EXAMPLES: &str = "\
@@ -51,17 +55,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(join(arguments))
 }
 
+/// For how long to outlive a root.
+pub(crate) fn resume(seconds: u64) -> Resume {
+    match seconds {
+        0 => Resume::never(),
+        seconds => Resume::within(Duration::from_secs(seconds)),
+    }
+}
+
+/// Tells of roots that come and go.
+async fn tell_of_roots(guest: Guest) {
+    loop {
+        guest.attached(false).await;
+        eprintln!("the root is gone: waiting for another");
+        guest.attached(true).await;
+        if !guest.is_attached() {
+            return;
+        }
+        eprintln!("there is a root again");
+    }
+}
+
 async fn join(arguments: &Arguments) -> Result<()> {
     let newest = arguments.max_version.unwrap_or(Version::NEWEST);
     let guest = Guest::builder()
         .name(&arguments.name)
         .memory(arguments.memory)
         .versions(Version::OLDEST..=newest)
+        .resume(resume(arguments.resume))
         .connect(&arguments.socket)
         .await
         .with_context(|| format!("cannot join the bus at {}", arguments.socket.display()))?;
     let _doors = hvsock::open_at_guest(&guest, &arguments.hvsock, &arguments.hvsock_listen)?;
     println!("joined as {} with version {}", arguments.name, guest.version());
+    if guest.outlives_root() {
+        tokio::spawn(tell_of_roots(guest.clone()));
+    }
     match &arguments.fuse {
         Some(mountpoint) => show_disk(&guest, mountpoint).await,
         None => {

@@ -208,6 +208,7 @@ impl GuestBuilder {
         let services = Services::new();
         let link = Arc::new(Link(Mutex::new((Arc::clone(&end), Version::OLDEST))));
         let survival = self.resume.within.zip(rejoin).map(|(within, rejoin)| Survival { within, rejoin });
+        let outlives_root = survival.is_some();
         let policy = self.policy.start(&*end).map(Arc::new);
         let start = Start {
             end,
@@ -225,6 +226,7 @@ impl GuestBuilder {
             inner: Arc::new(Inner {
                 link,
                 policy,
+                outlives_root,
                 commands,
                 offers,
                 ring_pages: self.ring_pages,
@@ -277,6 +279,7 @@ struct Inner {
     hvsock: HvLimits,
     /// Turns for connects.
     connects: Semaphore,
+    outlives_root: bool,
 }
 
 impl Drop for Inner {
@@ -448,6 +451,11 @@ impl Guest {
     /// Why the root let this guest go, once it has and if it said so.
     pub fn closed_because(&self) -> Option<Refusal> {
         self.inner.offers.borrow().why.clone()
+    }
+
+    /// Whether this guest outlives its root ([`GuestBuilder::resume`]).
+    pub fn outlives_root(&self) -> bool {
+        self.inner.outlives_root
     }
 
     /// Whether there is a root at this moment.

@@ -44,6 +44,9 @@ pub(crate) struct Arguments {
     /// The last round that may have begun
     #[arg(long, default_value_t = 0)]
     begun: u32,
+    /// Seconds to wait for another root
+    #[arg(long, default_value_t = 0)]
+    resume: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -104,6 +107,7 @@ fn tell(line: &Line) {
 async fn work(arguments: &Arguments, orders: Arc<Orders>) -> Result<()> {
     let guest = Guest::builder()
         .name(&arguments.name)
+        .resume(crate::guest::resume(arguments.resume))
         .connect(&arguments.socket)
         .await
         .context("cannot join the bus")?;

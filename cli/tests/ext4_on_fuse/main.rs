@@ -8,10 +8,12 @@ mod world;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use tree::Tree;
 use world::{Folder, LoopDevice, Mounted, program, run, until};
@@ -136,6 +138,31 @@ fn moment(round: u64) -> u64 {
     let milliseconds = round * 40 + u64::from(entropy % 97);
     println!("round {round}: killed after {milliseconds} ms");
     milliseconds
+}
+
+#[test]
+fn programs_on_a_mount_see_a_pause_only_when_their_root_is_killed_and_restarted() {
+    vmbus_tests::require!(Fuse);
+    let folder = Folder::new(16 << 20);
+    let (mut root, guest) = (folder.root(), folder.guest_that_resumes());
+    // In a process of its own: one that has the file open cannot start a root while there is none, since what it
+    // starts closes the file, and that waits for the root.
+    let load =
+        "while dd if=/dev/zero of=$0 bs=64k count=32 seek=64 conv=notrunc,fdatasync status=none; do :; done";
+    let mut load = Command::new("sh").args(["-c", load]).arg(folder.disk()).spawn().unwrap();
+    for round in 0..4 {
+        thread::sleep(Duration::from_millis(moment(round)));
+        root.signal(Signal::SIGKILL);
+        root.ended();
+        root = folder.root();
+        write_and_read(&folder.disk());
+        assert!(load.try_wait().unwrap().is_none(), "no request has failed");
+    }
+    kill(Pid::from_raw(i32::try_from(load.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(load.wait().unwrap().success());
+    guest.end();
+    root.end();
+    folder.assert_nothing_is_left();
 }
 
 /// Writes and reads until that fails, as it must when the disk is gone.

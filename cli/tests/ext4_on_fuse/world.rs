@@ -51,10 +51,21 @@ impl Folder {
         Process::start(command, "listening at")
     }
 
-    /// A guest that shows its disk as a file.
+    /// A guest that shows its disk as a file, and ends with its root.
     pub(crate) fn guest(&self) -> Process {
+        self.guest_for("0")
+    }
+
+    /// A guest that shows its disk as a file, and waits for another root.
+    pub(crate) fn guest_that_resumes(&self) -> Process {
+        self.guest_for("60")
+    }
+
+    fn guest_for(&self, seconds: &str) -> Process {
         let mut command = vmbus();
-        command.args(["guest", "--name", "alice", "--socket"]).arg(self.path().join("bus.sock"));
+        command
+            .args(["guest", "--name", "alice", "--resume", seconds, "--socket"])
+            .arg(self.path().join("bus.sock"));
         command.arg("--fuse").arg(self.path().join("mnt"));
         Process::start(command, "is a disk of")
     }

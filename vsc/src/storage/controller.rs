@@ -3,19 +3,21 @@
 use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
-use vmbus_channels::{BufferRange, Channel, Device, Guest, Reply, Spin};
-use vmbus_core::storage::scsi::{self, Command};
+use vmbus_channels::{BufferRange, Channel, ChannelError, Device, Guest, OpenOptions, Replay, Reply, Spin};
+use vmbus_core::storage::scsi::{self, Command, Sense};
 use vmbus_core::storage::{
-    Address, DataDirection, Operation, Outcome, Packet, Properties, Request, SCSI_CLASS, Srb, Version,
+    Address, DataDirection, Operation, Outcome, Packet, Properties, Request, SCSI_CLASS, ScsiStatus, Srb,
+    SrbStatus, Version,
 };
 use vmbus_core::{Guid, Status};
 
+use super::resuming::{Conversation, Known, identity_on, replay};
 use super::{Disk, DiskError};
 
 /// Longest transfer that is taken at a provider's word, in bytes.
 const LONGEST_TRANSFER: u32 = 8 << 20;
 /// Size of the buffer for answers about the controller and its disks.
-const ANSWER_ROOM: usize = 4096;
+pub(super) const ANSWER_ROOM: usize = 4096;
 
 /// An open storage controller. Clones are handles to the same one.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub(super) struct Inner {
     pub(super) version: Version,
     longest_transfer: u32,
     pub(super) most_sub_channels: u16,
+    /// Where the guest outlives its root.
+    pub(super) known: Option<Arc<Known>>,
 }
 
 impl Controller {
@@ -49,8 +53,23 @@ impl Controller {
     /// # Errors
     /// [`DiskError::Open`]; [`DiskError::Refused`] if the provider knows no version that we know.
     pub async fn open_device(guest: &Guest, device: Device) -> Result<Self, DiskError> {
+        loop {
+            match Self::begin(guest, device).await {
+                // The root died in the middle of it. Without another one in time it cannot be opened either.
+                Err(DiskError::Channel(ChannelError::Interrupted | ChannelError::NotResumed { .. }))
+                    if guest.outlives_root() => {}
+                begun => return begun,
+            }
+        }
+    }
+
+    async fn begin(guest: &Guest, device: Device) -> Result<Self, DiskError> {
         let instance = guest.offered(device).await?.instance;
-        let channel = guest.open(Device::instance(instance)).await?;
+        let known = match guest.outlives_root() {
+            true => Some(Known::new(guest.share(ANSWER_ROOM)?)),
+            false => None,
+        };
+        let channel = guest.open_with(Device::instance(instance), options(known.as_ref())).await?;
         // Disks that come and go are looked for by who wants to know.
         channel.discard_notices();
         ask(&channel, "BEGIN_INITIALIZATION", &Request::BeginInitialization, Packet::MAX_SIZE).await?;
@@ -59,14 +78,19 @@ impl Controller {
         let properties =
             ask(&channel, "QUERY_PROPERTIES", &Request::QueryProperties, size).await?.properties()?;
         ask(&channel, "END_INITIALIZATION", &Request::EndInitialization, size).await?;
+        let longest_transfer = longest_transfer(&properties);
+        if let Some(known) = &known {
+            known.begun(Conversation { version, longest_transfer });
+        }
         let inner = Inner {
             more: OnceLock::new(),
             channel,
             guest: guest.clone(),
             instance,
             version,
-            longest_transfer: longest_transfer(&properties),
+            longest_transfer,
             most_sub_channels: properties.max_sub_channels.get(),
+            known,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -108,6 +132,16 @@ impl Controller {
         Disk::open_on(self, lun).await
     }
 
+    /// Learns who the disk is, so that it is known again at another root.
+    pub(super) async fn remember(&self, lun: u8) -> Result<(), DiskError> {
+        if let Some(known) = &self.inner.known {
+            let buffer = self.inner.guest.share(ANSWER_ROOM)?;
+            let identity = identity_on(&self.inner.channel, self.inner.version, lun, &buffer).await?;
+            known.uses(lun, identity);
+        }
+        Ok(())
+    }
+
     pub(crate) fn guest(&self) -> &Guest {
         &self.inner.guest
     }
@@ -142,9 +176,50 @@ impl Controller {
         data: Option<BufferRange>,
     ) -> Result<Outcome, DiskError> {
         let packet = command_packet(self.inner.version, lun, command, data.as_ref())?;
-        let reply = self.inner.channel_of_this_thread().send(&packet, data).await?.reply().await?;
-        parse_outcome(&reply)
+        let channel = self.inner.channel_of_this_thread();
+        match channel.send_with(&packet, data, replay(command)).await?.reply().await {
+            Ok(reply) => parse_outcome(&reply),
+            Err(ChannelError::Interrupted) => Ok(interrupted()),
+            Err(error) => Err(error.into()),
+        }
     }
+}
+
+/// How the primary channel is opened.
+fn options(known: Option<&Arc<Known>>) -> OpenOptions {
+    let Some(known) = known.map(Arc::clone) else { return OpenOptions::new() };
+    OpenOptions::new().on_resume(move |channel| {
+        let known = Arc::clone(&known);
+        async move { known.greet(&channel).await }
+    })
+}
+
+/// What becomes of a command that must not run twice when its root dies: as when a disk is reset under it.
+fn interrupted() -> Outcome {
+    Outcome {
+        srb_status: SrbStatus::ABORTED,
+        scsi_status: ScsiStatus::CHECK_CONDITION,
+        transferred: 0,
+        sense: Some(Sense::RESET),
+    }
+}
+
+/// Runs a command that reads into `data`, all of which is a buffer of the caller's, and gives what was read.
+pub(super) async fn query_on(
+    channel: &Channel,
+    version: Version,
+    name: &'static str,
+    lun: u8,
+    command: &Command,
+    data: BufferRange,
+) -> Result<Vec<u8>, DiskError> {
+    let packet = command_packet(version, lun, command, Some(&data))?;
+    let reply = channel.send(&packet, Some(data.clone())).await?.reply().await?;
+    let outcome = DiskError::check(name, parse_outcome(&reply)?)?;
+    let len = usize::try_from(data.byte_count()).unwrap_or(usize::MAX);
+    let mut answer = vec![0; usize::try_from(outcome.transferred).unwrap_or(usize::MAX).min(len)];
+    data.read(0, &mut answer)?;
+    Ok(answer)
 }
 
 /// The packet that runs `command`.
@@ -180,40 +255,38 @@ pub(super) async fn ask(
     request: &Request,
     size: usize,
 ) -> Result<Packet, DiskError> {
-    let answer = ask_any(channel, step, request, size).await?;
-    match answer.status {
-        Status::SUCCESS => Ok(answer),
-        status => Err(DiskError::Refused { step, status }),
-    }
-}
-
-async fn ask_any(
-    channel: &Channel,
-    step: &'static str,
-    request: &Request,
-    size: usize,
-) -> Result<Packet, DiskError> {
     let bytes = request.to_packet().to_bytes();
-    let reply: Reply = channel.send(&bytes[..size], None).await?.reply().await?;
+    // A step makes sense in its place only: another root has to be greeted from the first on.
+    let reply: Reply = channel.send_with(&bytes[..size], None, Replay::Never).await?.reply().await?;
     let answer = Packet::parse(&reply)?;
-    if answer.operation == Operation::COMPLETE_IO { Ok(answer) } else { Err(DiskError::Answer(step)) }
+    match (answer.operation, answer.status) {
+        (Operation::COMPLETE_IO, Status::SUCCESS) => Ok(answer),
+        (Operation::COMPLETE_IO, status) => Err(DiskError::Refused { step, status }),
+        _ => Err(DiskError::Answer(step)),
+    }
 }
 
 /// The highest version that the provider accepts.
 async fn agree(channel: &Channel) -> Result<Version, DiskError> {
-    let step = "QUERY_PROTOCOL_VERSION";
-    let mut refusal = Status::REVISION_MISMATCH;
+    let mut refusal =
+        DiskError::Refused { step: "QUERY_PROTOCOL_VERSION", status: Status::REVISION_MISMATCH };
     for version in Version::ALL.into_iter().rev() {
-        let request = Request::QueryProtocolVersion { version: version.word(), revision: 0 };
-        match ask_any(channel, step, &request, version.packet_size()).await?.status {
-            Status::SUCCESS => return Ok(version),
-            status => refusal = status,
+        match ask_version(channel, version).await {
+            Ok(()) => return Ok(version),
+            Err(error @ DiskError::Refused { .. }) => refusal = error,
+            Err(error) => return Err(error),
         }
     }
-    Err(DiskError::Refused { step, status: refusal })
+    Err(refusal)
 }
 
-fn longest_transfer(properties: &Properties) -> u32 {
+/// Whether the provider accepts this version.
+pub(super) async fn ask_version(channel: &Channel, version: Version) -> Result<(), DiskError> {
+    let request = Request::QueryProtocolVersion { version: version.word(), revision: 0 };
+    ask(channel, "QUERY_PROTOCOL_VERSION", &request, version.packet_size()).await.map(drop)
+}
+
+pub(super) fn longest_transfer(properties: &Properties) -> u32 {
     let stated = properties.max_transfer_bytes.get().clamp(4096, LONGEST_TRANSFER);
     stated / 4096 * 4096
 }

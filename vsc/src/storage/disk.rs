@@ -77,6 +77,7 @@ impl Disk {
             read_only: is_read_only(controller, lun).await?,
             discards: capacity.provisioning_and_alignment.get() & Capacity16::PROVISIONED != 0,
         };
+        controller.remember(lun).await?;
         Ok(Self { controller: controller.clone(), lun, info })
     }
 

@@ -30,6 +30,9 @@ pub enum DiskError {
         /// Its status.
         status: Status,
     },
+    /// The controller at another root is not what it was.
+    #[error("the storage controller has changed: {0}")]
+    Changed(String),
     /// The controller has no such disk.
     #[error("the controller has no disk at LUN {0}")]
     NoSuchDisk(u8),

@@ -4,6 +4,7 @@ mod controller;
 mod disk;
 mod error;
 mod queue;
+mod resuming;
 mod spread;
 
 pub use controller::Controller;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use vmbus_channels::{Channel, Device};
+use vmbus_channels::{Channel, ChannelError, Device, OpenOptions};
 use vmbus_core::storage::Request;
 
 use super::controller::{Controller, Inner, ask};
@@ -22,7 +22,17 @@ impl Controller {
             return Ok(inner.channels().count());
         }
         let request = Request::CreateSubChannels(count);
-        ask(&inner.channel, "CREATE_SUB_CHANNELS", &request, inner.version.packet_size()).await?;
+        loop {
+            match ask(&inner.channel, "CREATE_SUB_CHANNELS", &request, inner.version.packet_size()).await {
+                Ok(_) => break,
+                // Another root is asked as well.
+                Err(DiskError::Channel(ChannelError::Interrupted)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(known) = &inner.known {
+            known.widened(count);
+        }
         let mut more = Vec::with_capacity(count.into());
         for index in 1..=count {
             let device = Device::instance(inner.instance).subchannel(index);
@@ -31,7 +41,9 @@ impl Controller {
                 // With the primary channel they all go.
                 () = inner.channel.closed() => return Err(vmbus_channels::ChannelError::Closed.into()),
             };
-            let channel = inner.guest.open(device).await?;
+            // At another root the primary channel's client asks for them, and they have nothing to say themselves.
+            let options = OpenOptions::new().on_resume(async |_| Ok::<_, DiskError>(()));
+            let channel = inner.guest.open_with(device, options).await?;
             channel.discard_notices();
             more.push(channel);
         }
