@@ -22,7 +22,7 @@ use crate::sources;
 /// The first pause between two attempts to attach; it grows.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest.
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why channels end whose guest has waited long enough.
 const NO_ROOT: &str = "no root came back in time";
