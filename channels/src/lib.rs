@@ -48,7 +48,7 @@ pub use offer::{Framing, Offer};
 pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
 pub use policy::{AllowAll, DenyAll, PolicyAgent};
 pub use provider::{Client, OpenRequest, Provider, Session};
-pub use quotas::{Quotas, Used};
+pub use quotas::{BusQuotas, Quotas, Used};
 pub use root::{ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Root, RootBuilder, Status};
 pub use saved::{RestoreError, SaveError, SavedPartition};
 pub use spin::Spin;

@@ -61,6 +61,26 @@ impl Default for Quotas {
     }
 }
 
+/// What all partitions that attach over sockets can make the root hold together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BusQuotas {
+    /// Partitions at a time; one more is refused.
+    pub partitions: usize,
+    /// Partitions of one user at a time; one more is refused.
+    pub partitions_of_user: usize,
+    /// How often one user may attach or ask in the long run; more often is refused.
+    pub attach_per_second: u32,
+    /// How often one user may attach or ask at once, after a time of rest.
+    pub attach_at_once: u32,
+}
+
+impl Default for BusQuotas {
+    fn default() -> Self {
+        Self { partitions: 512, partitions_of_user: 256, attach_per_second: 200, attach_at_once: 1000 }
+    }
+}
+
 impl From<server::Quotas> for Quotas {
     fn from(protocol: server::Quotas) -> Self {
         Self { protocol, ..Self::default() }

@@ -5,17 +5,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use vmbus_partition::attach::{AttachLimits, Attaching};
 use vmbus_partition::{Listener, Refusal, RefusedWhat, query, reactor};
 
+use super::door::Greetings;
 use super::{Inner, lock};
 use crate::event::Event;
 use crate::quotas::Quotas;
 
 /// How long a connection may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections that may be saying who they are at the same time; others wait to be accepted.
+/// Connections that may be saying who they are at the same time; the oldest makes way for others.
 const GREETINGS: usize = 64;
 /// Pause after the system refused to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,15 +27,12 @@ pub(super) async fn accept(
     readiness: reactor::Watching,
     vm: Option<Arc<str>>,
 ) {
-    let mut greetings = JoinSet::new();
+    let mut greetings = Greetings::default();
     loop {
-        while greetings.try_join_next().is_some() {}
-        if greetings.len() >= GREETINGS {
-            greetings.join_next().await;
-        }
+        greetings.room(GREETINGS).await;
         match listener.accept() {
             Ok(Some(stream)) => {
-                greetings.spawn(greet(Arc::clone(&root), stream, vm.clone()));
+                greetings.begin(greet(Arc::clone(&root), stream, vm.clone()));
             }
             Ok(None) => match readiness.readable().await {
                 Ok(mut guard) => guard.clear_ready(),
@@ -61,6 +58,7 @@ async fn greet(root: Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) {
 }
 
 async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) -> Result<(), String> {
+    let user = root.door.knock(&stream);
     let readiness = reactor::readable(stream.as_fd()).map_err(|error| error.to_string())?;
     let wait = async || match readiness.readable().await {
         Ok(mut guard) => {
@@ -76,6 +74,7 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
         }
     };
     if asks {
+        user?;
         let status = serde_json::to_vec(&root.status().await).map_err(|error| error.to_string())?;
         let answered = tokio::task::spawn_blocking(move || query::answer(&stream, &status)).await;
         return answered.map_err(|error| error.to_string())?.map_err(|error| error.to_string());
@@ -83,14 +82,24 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
     let name = vm.as_deref().unwrap_or("unnamed");
     let mut attaching = Attaching::new(stream, name, root.next_partition(), limits(&root.quotas))
         .map_err(|error| error.to_string())?;
+    let user = match user {
+        Ok(user) => user,
+        Err(reason) => {
+            attaching.refuse(&reason);
+            return Err(reason);
+        }
+    };
     loop {
         if let Some(end) = attaching.advance().map_err(|error| error.to_string())? {
-            if let Err(reason) = root.admit_name(&end.info().name, vm.as_deref()) {
-                let told = Refusal { what: RefusedWhat::Attach, code: 0, reason: reason.clone() };
-                let _ = end.refuse(&told).and_then(|()| end.flush());
-                return Err(reason);
+            let admitted = root.admit_name(&end.info().name, vm.as_deref()).and(root.door.seat(user));
+            match admitted {
+                Ok(seat) => root.attach_seated(end, seat),
+                Err(reason) => {
+                    let told = Refusal { what: RefusedWhat::Attach, code: 0, reason: reason.clone() };
+                    let _ = end.refuse(&told).and_then(|()| end.flush());
+                    return Err(reason);
+                }
             }
-            root.attach(end);
             return Ok(());
         }
         wait().await?;

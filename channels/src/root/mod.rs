@@ -2,6 +2,7 @@
 
 mod claims;
 mod devices;
+mod door;
 mod greeting;
 mod hvsock;
 mod partition;
@@ -28,6 +29,7 @@ use vmbus_partition::{Listener, RootEnd, reactor};
 use self::claims::Claims;
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
+use self::door::{Door, Seat};
 use self::partition::{Command, Partition, Resumed};
 pub use self::status::{ChannelStatus, DeviceStatus, PartitionStatus, Status};
 use self::windows::Watch;
@@ -36,7 +38,7 @@ use crate::event::Event;
 use crate::hvsock::{HvLimits, Services};
 use crate::policy::{Asker, AskerSettings, End, PolicyAgent, Revoke, Revoked, WallTime};
 use crate::provider::{Client, Provider};
-use crate::quotas::Quotas;
+use crate::quotas::{BusQuotas, Quotas};
 use crate::spin::Spin;
 
 /// Events that a slow subscriber may lag behind before it misses some.
@@ -62,6 +64,7 @@ pub(crate) struct Inner {
     devices: Mutex<Devices>,
     services: Arc<Services>,
     hvsock: HvLimits,
+    door: Arc<Door>,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
     /// Names that belong to whoever attaches at a socket of its own.
@@ -108,6 +111,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct RootBuilder {
     config: ServerConfig,
     quotas: Quotas,
+    bus_quotas: BusQuotas,
     hvsock: HvLimits,
     spin: Spin,
     policy: AskerSettings,
@@ -123,6 +127,12 @@ impl RootBuilder {
     /// Bounds of what one guest can make the root hold.
     pub fn quotas(mut self, quotas: Quotas) -> Self {
         self.quotas = quotas;
+        self
+    }
+
+    /// Bounds of all partitions together.
+    pub fn bus_quotas(mut self, quotas: BusQuotas) -> Self {
+        self.bus_quotas = quotas;
         self
     }
 
@@ -173,6 +183,7 @@ impl RootBuilder {
             devices: Mutex::default(),
             services: Services::new(),
             hvsock: self.hvsock,
+            door: Door::new(self.bus_quotas),
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
             vm_names: Mutex::default(),
@@ -190,6 +201,7 @@ impl Root {
         RootBuilder {
             config: ServerConfig::default(),
             quotas: Quotas::default(),
+            bus_quotas: BusQuotas::default(),
             spin: Spin::default(),
             policy: AskerSettings::default(),
             hvsock: HvLimits::default(),
@@ -338,10 +350,20 @@ impl Inner {
     }
 
     fn attach(self: &Arc<Self>, end: Arc<dyn RootEnd>) -> u32 {
-        self.attach_resumed(end, None)
+        self.attach_resumed(end, None, None)
     }
 
-    fn attach_resumed(self: &Arc<Self>, end: Arc<dyn RootEnd>, resumed: Option<Box<Resumed>>) -> u32 {
+    /// Attaches a partition from a socket, whose place is free again when it has left.
+    fn attach_seated(self: &Arc<Self>, end: Arc<dyn RootEnd>, seat: Seat) {
+        self.attach_resumed(end, None, Some(seat));
+    }
+
+    fn attach_resumed(
+        self: &Arc<Self>,
+        end: Arc<dyn RootEnd>,
+        resumed: Option<Box<Resumed>>,
+        seat: Option<Seat>,
+    ) -> u32 {
         let info = end.info();
         let id = info.id;
         let client = Client { id, name: info.name.as_str().into(), credentials: info.credentials };
@@ -354,9 +376,11 @@ impl Inner {
             partitions.insert(id, commands.clone());
         }
         self.begin_to_watch_windows();
-        tokio::spawn(
-            Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox)).run(resumed),
-        );
+        let partition = Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox));
+        tokio::spawn(async move {
+            partition.run(resumed).await;
+            drop(seat);
+        });
         id
     }
 

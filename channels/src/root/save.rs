@@ -55,7 +55,7 @@ impl Root {
         }
         let resumed = inner.resumed(saved)?;
         inner.next_partition.fetch_max(id.saturating_add(1), Ordering::Relaxed);
-        Ok(inner.attach_resumed(end, Some(Box::new(resumed))))
+        Ok(inner.attach_resumed(end, Some(Box::new(resumed)), None))
     }
 }
 

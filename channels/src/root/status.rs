@@ -14,6 +14,9 @@ use crate::quotas::Used;
 pub struct Status {
     /// Devices, in the order in which they were offered.
     pub devices: Vec<DeviceStatus>,
+    /// How far the bounds of all partitions together are used.
+    #[serde(default)]
+    pub quotas: Vec<Used>,
     /// Partitions, in the order in which they attached.
     pub partitions: Vec<PartitionStatus>,
 }
@@ -106,6 +109,6 @@ impl Inner {
             // One that ends while we ask is not there any more.
             partitions.extend(answer.await.ok());
         }
-        Status { devices, partitions }
+        Status { devices, quotas: self.door.used(), partitions }
     }
 }
