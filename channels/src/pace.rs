@@ -4,6 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+/// Whoever has waited may go on for so long.
+const AT_ONCE: Duration = Duration::from_millis(25);
+
 /// An allowance that fills with time: bursts are free, what goes on is held to a rate.
 #[derive(Debug)]
 pub(crate) struct Allowance {
@@ -43,15 +46,18 @@ impl Allowance {
         if self.left >= 0.0 {
             return None;
         }
-        // At most what was taken, divided by a rate of at least one.
-        Duration::try_from_secs_f64(-self.left / f64::from(self.per_second)).ok()
+        // At most what was taken, divided by a rate of at least one. Then there is something for a while: waking for
+        // each unit would cost more than the units.
+        let most = Duration::from_secs_f64(f64::from(self.burst) / f64::from(self.per_second));
+        let owed = Duration::try_from_secs_f64(-self.left / f64::from(self.per_second)).ok()?;
+        Some(owed.saturating_add(AT_ONCE.min(most)))
     }
 }
 
 /// Wakes in vain that are free: a burst of them, some for each time that there was work, and a few each second.
 const FREE: u32 = 64;
 const FOR_WORK: u32 = 4;
-const REFILL: Duration = Duration::from_millis(2);
+const REFILL: Duration = Duration::from_millis(10);
 
 /// Tells a doorbell storm, signals without work, from doorbells.
 #[derive(Debug)]
@@ -107,7 +113,7 @@ mod tests {
         assert_eq!(allowance.wait(start), None);
         allowance.take(100);
         assert!(allowance.is_overdrawn());
-        assert_eq!(allowance.wait(start), Some(Duration::from_millis(100)));
+        assert_eq!(allowance.wait(start), Some(Duration::from_millis(125)));
         assert_eq!(allowance.wait(start + Duration::from_millis(100)), None);
         // A long rest gives a burst and no more.
         assert_eq!(allowance.wait(start + Duration::from_secs(1000)), None);

@@ -12,7 +12,7 @@ use super::core::{Core, lock};
 use crate::pace::Storm;
 
 /// How often a channel is looked at in a storm.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// The same in a storm over this many channels of a partition is twice as long, and so on.
 const CHANNELS: usize = 4;
 /// The longest that work waits in a storm.

@@ -27,7 +27,7 @@ const SIGNAL_IN_VAIN: u32 = 5;
 /// Memory that comes or goes, a reset, a crash.
 const RARE: u32 = 50;
 /// What a wake costs that comes without anything to do.
-const REST_IN_STORM: Duration = Duration::from_millis(2);
+const REST_IN_STORM: Duration = Duration::from_millis(10);
 /// Connections on which a base VMM posts.
 const POSTS: [u32; 2] = [1, 4];
 /// HV_STATUS_INSUFFICIENT_BUFFERS: the guest tries again a little later.
