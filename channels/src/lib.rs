@@ -49,7 +49,9 @@ pub use pipe::{BytePipe, MAX_MESSAGE, MessagePipe};
 pub use policy::{AllowAll, DenyAll, PolicyAgent};
 pub use provider::{Client, OpenRequest, Provider, Session};
 pub use quotas::{BusQuotas, Quotas, Used};
-pub use root::{ChannelStatus, DeviceHandle, DeviceStatus, PartitionStatus, Root, RootBuilder, Status};
+pub use root::{
+    ChannelStatus, DeviceHandle, DeviceStatus, MonitorPageSource, PartitionStatus, Root, RootBuilder, Status,
+};
 pub use saved::{RestoreError, SaveError, SavedPartition};
 pub use spin::Spin;
 pub use transfer::{Delivery, Parcel, TransferMode};

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use vmbus_channels::test_utils::{MockGuest, MockRings, join, join_with};
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Error, Event, Guest, Guid, Offer, OpenOptions, OpenRequest,
-    Provider, Refusal, Root, Session, Spin, guid,
+    Channel, ChannelError, Client, Device, Error, Event, Guest, Guid, MonitorPageSource, Offer, OpenOptions,
+    OpenRequest, Provider, Refusal, Root, Session, Spin, guid,
 };
 use vmbus_core::memory::SharedMemory;
 use vmbus_core::message::{CloseChannel, InitiateContact, Message, OpenChannel, RequestOffers};
 use vmbus_core::{FeatureFlags, PAGE_SIZE, Version};
-use vmbus_partition::{GuestEnd, SharedPages};
+use vmbus_partition::{GuestEnd, Mapping, ROOT_MEMORY, SharedPages};
 use vmbus_ringbuf::Outgoing;
 
 const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a0c");
@@ -101,7 +101,9 @@ async fn a_guest_moves_its_monitor_pages_under_load_and_no_bit_is_lost() {
 struct Silent {
     guest: MockGuest,
     /// The root's page, then ours.
-    monitors: SharedPages,
+    monitors: Mapping,
+    /// What the mapping is of, where it is the guest's own.
+    _pages: Option<SharedPages>,
     relid: u32,
     bit: u32,
 }
@@ -119,6 +121,36 @@ impl Silent {
         });
         let accepted = |message: Message<'_>| matches!(message, Message::VersionResponse(_)).then_some(());
         guest.hear(accepted).await;
+        let mapping = monitors.mapping().clone();
+        Self::see_offer(guest, mapping, Some(monitors)).await
+    }
+
+    /// Asks for pages of the root's own.
+    async fn join_on_pages_of_the_root(root: &Root) -> Self {
+        let guest = MockGuest::attach(root, "silent").unwrap();
+        guest.say(InitiateContact {
+            version: Version::NEWEST.word().into(),
+            interrupt_page_or_target: InitiateContact::target(
+                2,
+                0,
+                FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES,
+            ),
+            ..InitiateContact::default()
+        });
+        let pages = |message: Message<'_>| match message {
+            Message::VersionResponse(response) => {
+                Some((response.parent_to_child_monitor.get(), response.child_to_parent_monitor.get()))
+            }
+            _ => None,
+        };
+        assert_eq!(guest.hear(pages).await, (ROOT_MEMORY, ROOT_MEMORY + PAGE_SIZE as u64));
+        let memory = guest.end().memory();
+        let region = memory.regions().iter().find(|region| region.gpa == ROOT_MEMORY);
+        let mapping = region.expect("memory of the root").mapping.clone();
+        Self::see_offer(guest, mapping, None).await
+    }
+
+    async fn see_offer(guest: MockGuest, monitors: Mapping, pages: Option<SharedPages>) -> Self {
         guest.say(RequestOffers {});
         let offered = |message: Message<'_>| match message {
             Message::OfferChannel(offer) => {
@@ -128,7 +160,7 @@ impl Silent {
         };
         let (relid, 1, monitor) = guest.hear(offered).await else { panic!("no monitor id") };
         assert!(monitor < 32, "the first of 128");
-        Self { guest, monitors, relid, bit: 1 << monitor }
+        Self { guest, monitors, _pages: pages, relid, bit: 1 << monitor }
     }
 
     async fn open(&self, gpadl: u32) -> MockRings {
@@ -153,11 +185,11 @@ impl Silent {
     }
 
     fn set_bit(&self) {
-        self.monitors.mapping().fetch_or_u32(PAGE_SIZE + 8, self.bit, Ordering::SeqCst);
+        self.monitors.fetch_or_u32(PAGE_SIZE + 8, self.bit, Ordering::SeqCst);
     }
 
     fn is_set(&self) -> bool {
-        self.monitors.mapping().load_u32(PAGE_SIZE + 8, Ordering::SeqCst) & self.bit != 0
+        self.monitors.load_u32(PAGE_SIZE + 8, Ordering::SeqCst) & self.bit != 0
     }
 
     /// Sends a packet, sets the bit, and waits for the answer.
@@ -183,7 +215,7 @@ async fn a_guest_that_never_signals_otherwise_is_served_however_long_it_was_sile
     let root = root();
     let silent = Silent::join(&root, None).await;
     let mut rings = silent.open(0x77).await;
-    let page = silent.monitors.mapping();
+    let page = &silent.monitors;
     let mut bytes = vec![0; PAGE_SIZE];
     page.read(PAGE_SIZE, &mut bytes);
     let monitor = silent.bit.trailing_zeros() as usize;
@@ -198,6 +230,30 @@ async fn a_guest_that_never_signals_otherwise_is_served_however_long_it_was_sile
     tokio::time::sleep(Duration::from_millis(200)).await;
     let waited = silent.echo(&mut rings, 51).await;
     assert!(waited < Duration::from_secs(1), "8 ms are promised, and the machine may be slow: {waited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_signals_in_pages_of_the_roots_own_where_the_root_gives_some() {
+    let root = Root::builder().spin(Spin::never()).monitor_pages(MonitorPageSource::Root).build();
+    root.offer(Echo).unwrap();
+    let silent = Silent::join_on_pages_of_the_root(&root).await;
+    let mut rings = silent.open(0x77).await;
+    for number in 0..50 {
+        silent.echo(&mut rings, number).await;
+    }
+
+    // A guest of ours over a socket; and one that is too old to ask for such pages.
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("bus.sock");
+    root.listen_at(&path).unwrap();
+    for version in [Version::NEWEST, Version::Iron] {
+        let builder = Guest::builder().versions(version..=version).spin(Spin::never());
+        let guest = builder.connect(&path).await.unwrap();
+        let channel = guest.open(Device::class(CLASS)).await.unwrap();
+        for number in 0..100 {
+            echo(&channel, number).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,7 +273,7 @@ async fn nobody_looks_for_bits_of_channels_that_are_not_open() {
     silent.set_bit();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(silent.is_set(), "after the close");
-    assert_eq!(silent.monitors.mapping().load_u32(PAGE_SIZE, Ordering::SeqCst), 0, "no group is enabled");
+    assert_eq!(silent.monitors.load_u32(PAGE_SIZE, Ordering::SeqCst), 0, "no group is enabled");
 }
 
 /// Processor time of this thread, on which the whole bus runs.

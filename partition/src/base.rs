@@ -12,6 +12,7 @@ use crate::frame::{GuestFrame, MAX_MESSAGE, RootFrame};
 use crate::gift::SealedGift;
 use crate::gpa::GpaSpace;
 use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd, Watched};
+use crate::memory::Memfd;
 use crate::root_link::CHANNEL_MESSAGE;
 use crate::stream::{FrameReader, FrameWriter, Read};
 
@@ -290,6 +291,10 @@ impl RootEnd for BaseRoot {
 
     fn set_connection_status(&self, connection_id: u32, status: u32) -> Result<(), LinkError> {
         self.send(&RootFrame::SetConnStatus { connection_id, status }, Kind::Other)
+    }
+
+    fn add_memory(&self, _gpa: u64, _file: &Memfd) -> Result<(), LinkError> {
+        Err(LinkError::NoGifts)
     }
 
     fn give(&self, _id: u32, _gift: SealedGift) -> Result<(), LinkError> {

@@ -27,6 +27,7 @@ pub(crate) enum RootEvent {
     Refused(Refusal),
     SystemReset,
     SystemQuit,
+    MemoryAdd { range: MemoryRange, domain: u32, file: Memfd },
     Give { id: u32, gift: SealedGift },
 }
 
@@ -92,6 +93,10 @@ impl Event for RootEvent {
             }
             Self::SystemReset => RootFrame::SystemReset.emit(out),
             Self::SystemQuit => RootFrame::SystemQuit.emit(out),
+            Self::MemoryAdd { range, domain, file } => {
+                RootFrame::MemoryAdd { range: *range, domain: *domain }.emit(out);
+                return Ok(vec![descriptor(file)?]);
+            }
             Self::Give { id, gift } => {
                 RootFrame::Give(give_frame(*id, gift)).emit(out);
                 return Ok(vec![descriptor(gift)?]);
@@ -110,6 +115,11 @@ impl Event for RootEvent {
             }
             RootFrame::SystemReset => Ok(Some(Self::SystemReset)),
             RootFrame::SystemQuit => Ok(Some(Self::SystemQuit)),
+            RootFrame::MemoryAdd { range, domain } => {
+                let file =
+                    claim().into_iter().next().ok_or(LinkError::Protocol("added memory without a file"))?;
+                Ok(Some(Self::MemoryAdd { range, domain, file: Memfd::from_peer(file)? }))
+            }
             RootFrame::Give(frame) => Ok(Some(Self::Give { id: frame.id, gift: take(frame, claim)? })),
             RootFrame::ExtAccept { .. } => Err(LinkError::Protocol("accepted twice")),
             RootFrame::DeliverMessage { .. } | RootFrame::SetEventFlag { .. } => {

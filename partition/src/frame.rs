@@ -256,6 +256,13 @@ pub enum RootFrame<'a> {
         /// Why, for people.
         reason: &'a str,
     },
+    /// MEMORY_ADD: memory of the root's own.
+    MemoryAdd {
+        /// The memory.
+        range: MemoryRange,
+        /// The sharing domain it belongs to.
+        domain: u32,
+    },
     /// GIVE.
     Give(GiveFrame),
     /// A frame that may be ignored, because its type says so.

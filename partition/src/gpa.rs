@@ -88,7 +88,7 @@ pub struct Region {
 }
 
 impl Region {
-    fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.mapping.size() as u64
     }
 

@@ -13,7 +13,10 @@ use crate::event::{GuestEvent, RootEvent};
 use crate::frame::MemoryRange;
 use crate::gift::SealedGift;
 use crate::gpa::{DEFAULT_RING_MAPS, GpaSpace, Region};
-use crate::link::{FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, Watched};
+use crate::link::{
+    FromRoot, GuestEnd, GuestInfo, LinkError, MAX_ROOT_REGIONS, MessageBytes, ROOT_MEMORY,
+    ROOT_MEMORY_DOMAIN, Watched,
+};
 use crate::memory::Memfd;
 use crate::root_link::CHANNEL_MESSAGE;
 
@@ -81,6 +84,17 @@ impl GuestMemory {
         Ok((Self { space, domains, next_gpa: FIRST_GPA + file.size(), attachments: 0 }, file))
     }
 
+    /// Forgets what was the last root's own.
+    pub(crate) fn forget_root(&mut self) -> Result<(), LinkError> {
+        let of_root = |region: &&Region| region.domain == ROOT_MEMORY_DOMAIN;
+        let gone: Vec<(u64, u64)> =
+            self.space.regions().iter().filter(of_root).map(|region| (region.gpa, region.size())).collect();
+        for (gpa, size) in gone {
+            self.space = Arc::new(self.space.without(gpa, size)?);
+        }
+        Ok(())
+    }
+
     /// The memory of domain 0, as HELLO describes it, and that of the other domains.
     pub(crate) fn regions(&self) -> (Vec<&Region>, Vec<&Region>) {
         let own = |region: &&Region| self.domains.contains_key(&region.domain);
@@ -97,6 +111,7 @@ impl ControlGuest {
         domain_size: u64,
     ) -> Result<Self, LinkError> {
         let mut kept = lock(&memory);
+        kept.forget_root()?;
         for region in kept.regions().1 {
             link.send_event(GuestEvent::MemoryAdd {
                 range: MemoryRange {
@@ -112,6 +127,21 @@ impl ControlGuest {
         let attachment = kept.attachments;
         drop(kept);
         Ok(Self { link, info, memory, attachment, peer, domain_size })
+    }
+
+    /// Takes memory of the root's own into the address space.
+    fn memory_of_root(&self, range: MemoryRange, domain: u32, file: &Memfd) -> Result<FromRoot, LinkError> {
+        let mut memory = lock(&self.memory);
+        self.check_attached(&memory)?;
+        let regions = memory.space.regions();
+        let of_root = regions.iter().filter(|region| region.domain == ROOT_MEMORY_DOMAIN).count();
+        if range.gpa < ROOT_MEMORY || domain != ROOT_MEMORY_DOMAIN || of_root >= MAX_ROOT_REGIONS {
+            return Err(LinkError::Protocol("added memory where it has none"));
+        }
+        let mapping = file.map(range.fd_offset, range.size)?;
+        let space = memory.space.with(Region { gpa: range.gpa, domain, mapping })?;
+        memory.space = Arc::new(space);
+        Ok(FromRoot::MemoryChanged)
     }
 
     /// This guest's memory, for an attachment that takes this one's place.
@@ -232,6 +262,7 @@ impl GuestEnd for ControlGuest {
                 RootEvent::SystemReset => FromRoot::SystemReset,
                 RootEvent::SystemQuit => FromRoot::SystemQuit,
                 RootEvent::Give { id, gift } => FromRoot::Given { id, gift },
+                RootEvent::MemoryAdd { range, domain, file } => self.memory_of_root(range, domain, &file)?,
             })),
             Some(Incoming::Message(slot)) => {
                 let payload = slot.data.get(..slot.size.get().into()).and_then(MessageBytes::new);

@@ -45,8 +45,8 @@ pub use gift::{Gift, GiftError, Given, SealedGift};
 pub use gpa::{GpaError, GpaSpace, GuestPages, Region};
 pub use guest_link::{ControlGuest, GuestOptions};
 pub use link::{
-    Credentials, FromGuest, FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, PartitionInfo, Refusal,
-    RootEnd, Watched,
+    Credentials, FromGuest, FromRoot, GuestEnd, GuestInfo, LinkError, MessageBytes, PartitionInfo,
+    ROOT_MEMORY, Refusal, RootEnd, Watched,
 };
 pub use listener::{ListenError, Listener};
 pub use memory::{Mapping, Memfd, MemoryError};

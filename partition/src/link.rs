@@ -25,7 +25,14 @@ use crate::control_area::ControlAreaError;
 use crate::frame::{FrameError, MAX_MESSAGE, RefusedWhat};
 use crate::gift::SealedGift;
 use crate::gpa::{GpaError, GpaSpace};
-use crate::memory::MemoryError;
+use crate::memory::{Memfd, MemoryError};
+
+/// Where memory of the root's own begins in a partition's address space; a guest's own is below.
+pub const ROOT_MEMORY: u64 = 1 << 46;
+/// The sharing domain of memory of the root's own.
+pub(crate) const ROOT_MEMORY_DOMAIN: u32 = u32::MAX;
+/// Regions of the root's own memory, at most.
+pub(crate) const MAX_ROOT_REGIONS: usize = 16;
 
 /// Why a link cannot go on. After an error other than [`LinkError::Backlog`] and [`LinkError::TooLong`] the link is
 /// finished: drop it.
@@ -70,8 +77,8 @@ pub enum LinkError {
         /// How long it had.
         seconds: u64,
     },
-    /// The other end takes no memory as a gift: it is a base VMM or an older root.
-    #[error("the other end takes no gifts of memory")]
+    /// The other end takes no memory, neither as a gift nor to share: it is a base VMM or an older root.
+    #[error("the other end takes no memory")]
     NoGifts,
     /// The other end has gone.
     #[error("the other end has gone")]
@@ -364,6 +371,15 @@ pub trait RootEnd: Send + Sync {
     /// # Errors
     /// [`LinkError::Backlog`].
     fn set_connection_status(&self, connection_id: u32, status: u32) -> Result<(), LinkError>;
+
+    /// Lets the guest see memory of the root's own, whole pages, from guest-physical address `gpa` on, which is from
+    /// [`ROOT_MEMORY`] on and where nothing else is. It is part of [`memory`](Self::memory) from now on, and the guest
+    /// hears of it before any message that is delivered later.
+    ///
+    /// # Errors
+    /// [`LinkError::NoGifts`]; [`LinkError::Gpa`] or [`LinkError::Memory`]: the caller's fault, or a limit;
+    /// [`LinkError::Backlog`].
+    fn add_memory(&self, gpa: u64, file: &Memfd) -> Result<(), LinkError>;
 
     /// Gives memory away under a name that nothing else given on this link has at present. Never waits.
     ///

@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use crate::control_link::{ControlLink, Incoming, lock};
 use crate::event::{GuestEvent, RootEvent};
-use crate::frame::MAX_REGIONS;
+use crate::frame::{MAX_REGIONS, MemoryRange};
 use crate::gift::SealedGift;
-use crate::gpa::{GpaSpace, Region};
-use crate::link::{FromGuest, LinkError, MessageBytes, PartitionInfo, Refusal, RootEnd, Watched};
+use crate::gpa::{GpaError, GpaSpace, Region};
+use crate::link::{
+    FromGuest, LinkError, MessageBytes, PartitionInfo, ROOT_MEMORY, ROOT_MEMORY_DOMAIN, Refusal, RootEnd,
+    Watched,
+};
+use crate::memory::Memfd;
 
 /// The root's end of an extended partition.
 #[derive(Debug)]
@@ -143,6 +147,26 @@ impl RootEnd for ControlRoot {
 
     fn set_connection_status(&self, connection_id: u32, status: u32) -> Result<(), LinkError> {
         self.link.send_event(RootEvent::ConnectionStatus { connection_id, status })
+    }
+
+    fn add_memory(&self, gpa: u64, file: &Memfd) -> Result<(), LinkError> {
+        if !self.info.takes_gifts {
+            return Err(LinkError::NoGifts);
+        }
+        if gpa < ROOT_MEMORY {
+            return Err(LinkError::Gpa(GpaError::NoSuchRegion { gpa, size: file.size() }));
+        }
+        let region = Region { gpa, domain: ROOT_MEMORY_DOMAIN, mapping: file.map_all()? };
+        let mut memory = lock(&self.memory);
+        let space = memory.with(region)?;
+        let range = MemoryRange { gpa, size: file.size(), fd_offset: 0 };
+        self.link.send_event(RootEvent::MemoryAdd {
+            range,
+            domain: ROOT_MEMORY_DOMAIN,
+            file: file.clone(),
+        })?;
+        *memory = Arc::new(space);
+        Ok(())
     }
 
     fn give(&self, id: u32, gift: SealedGift) -> Result<(), LinkError> {

@@ -54,6 +54,7 @@ fn root_frames<'a>(
         RootFrame::SystemReset,
         RootFrame::SystemQuit,
         RootFrame::ExtAccept { features, partition: c, workers: short, vps: !short },
+        RootFrame::MemoryAdd { range: MemoryRange { gpa: features, size: 1, fd_offset: 2 }, domain: b },
         RootFrame::Give(GiveFrame { id: a, len: features }),
         RootFrame::Ignored,
     ];

@@ -65,6 +65,7 @@ pub(crate) struct Inner {
     services: Arc<Services>,
     hvsock: HvLimits,
     door: Arc<Door>,
+    monitor_pages: MonitorPageSource,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
     next_partition: AtomicU32,
     /// Names that belong to whoever attaches at a socket of its own.
@@ -106,6 +107,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Whose memory the monitor pages of a guest are, in which monitored channels are signalled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MonitorPageSource {
+    /// The guest's, as it always may be.
+    #[default]
+    Guest,
+    /// The root's own, for guests of version 6.0 that ask for such pages and are not virtual machines; others use
+    /// their own. Costs each partition two pages.
+    Root,
+}
+
 /// Settings of a root. The default speaks every version, bounds everything a guest can make it hold and allows what
 /// is within the bounds.
 pub struct RootBuilder {
@@ -113,6 +125,7 @@ pub struct RootBuilder {
     quotas: Quotas,
     bus_quotas: BusQuotas,
     hvsock: HvLimits,
+    monitor_pages: MonitorPageSource,
     spin: Spin,
     policy: AskerSettings,
 }
@@ -166,6 +179,12 @@ impl RootBuilder {
         self
     }
 
+    /// Whose memory monitor pages are; the guest's without this.
+    pub fn monitor_pages(mut self, source: MonitorPageSource) -> Self {
+        self.monitor_pages = source;
+        self
+    }
+
     /// A root that no partition can attach to yet.
     pub fn build(self) -> Root {
         let events = broadcast::channel(EVENTS_KEPT).0;
@@ -184,6 +203,7 @@ impl RootBuilder {
             services: Services::new(),
             hvsock: self.hvsock,
             door: Door::new(self.bus_quotas),
+            monitor_pages: self.monitor_pages,
             partitions: Mutex::default(),
             next_partition: AtomicU32::new(1),
             vm_names: Mutex::default(),
@@ -205,6 +225,7 @@ impl Root {
             spin: Spin::default(),
             policy: AskerSettings::default(),
             hvsock: HvLimits::default(),
+            monitor_pages: MonitorPageSource::Guest,
         }
     }
 

@@ -202,6 +202,10 @@ impl<'a> RootFrame<'a> {
                     reason: text(reason, reason.len(), MAX_REASON)?,
                 })
             }
+            kind::MEMORY_ADD => {
+                let (range, domain) = parse_memory(kind, payload)?;
+                Ok(Self::MemoryAdd { range, domain })
+            }
             kind::GIVE_TO_GUEST => Ok(Self::Give(parse_give(kind, arg, payload)?)),
             kind if kind & IGNORABLE != 0 => Ok(Self::Ignored),
             kind => Err(FrameError::Unknown { kind }),
@@ -247,6 +251,7 @@ impl<'a> RootFrame<'a> {
                 let head = [what, id, *code].map(U32::new);
                 put(out, kind::REFUSED, 0, 0, &[head.as_bytes(), cut(reason, MAX_REASON).as_bytes()]);
             }
+            Self::MemoryAdd { range, domain } => put_memory(out, kind::MEMORY_ADD, range, *domain),
             Self::Give(give) => put_give(out, kind::GIVE_TO_GUEST, *give),
             Self::Ignored => put(out, IGNORABLE | 0x00ff_ffff, 0, 0, &[]),
         }

@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use vmbus_core::Version;
 use vmbus_core::client::{self, Client, ClientAction, ClientConfig, OfferInfo};
 use vmbus_core::status::{HvStatus, Status};
+use vmbus_core::{FeatureFlags, Version};
 use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, reactor};
 
 use self::deciding::{Answered, Asking};
@@ -193,11 +193,13 @@ fn new_client(
     monitors: &Monitors,
     policy: Option<&OwnPolicy>,
 ) -> Client {
+    let defaults = ClientConfig::default();
     Client::new(ClientConfig {
+        features: defaults.features | FeatureFlags::SERVER_SPECIFIED_MONITOR_PAGES,
         interrupt_page: interrupt_page.map_or(0, SharedPages::gpa),
         monitor_pages: monitors.addresses(),
         policy: if policy.is_some() { client::Policy::Ask } else { client::Policy::AllowAll },
-        ..ClientConfig::default()
+        ..defaults
     })
 }
 

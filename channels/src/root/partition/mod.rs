@@ -217,7 +217,11 @@ impl Partition {
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
     ) -> Self {
         Self {
-            server: Server::new(ServerConfig { quotas: quotas.protocol, ..root.config.clone() }),
+            server: Server::new(ServerConfig {
+                quotas: quotas.protocol,
+                monitor_pages: monitors::own_pages(root.monitor_pages, &*end),
+                ..root.config.clone()
+            }),
             quotas,
             gauges: Gauges::default(),
             pacing: Pacing::new(&quotas),

@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vmbus_core::PAGE_SIZE;
 use vmbus_core::server::{self, Monitor, Open};
 use vmbus_core::synic::MonitorPlace;
 use vmbus_partition::reactor::{self, Watching};
+use vmbus_partition::{Memfd, ROOT_MEMORY, RootEnd};
 
+use super::super::MonitorPageSource;
 use super::Partition;
 use crate::channel::{Bit, Core};
 use crate::error::Refusal;
@@ -27,6 +30,19 @@ const SLOWEST: Duration = Duration::from_millis(8);
 const FASTEST: Duration = Duration::from_micros(50);
 /// The unit of latencies.
 const TICK: Duration = Duration::from_nanos(100);
+
+/// Two pages of the root's own in the partition's address space, if it is to have such and takes them.
+pub(super) fn own_pages(source: MonitorPageSource, end: &dyn RootEnd) -> Option<server::MonitorPages> {
+    const PAGE: u64 = PAGE_SIZE as u64;
+    match source {
+        MonitorPageSource::Guest => None,
+        MonitorPageSource::Root => {
+            let file = Memfd::new("vmbus-monitor", 2 * PAGE).ok()?;
+            end.add_memory(ROOT_MEMORY, &file).ok()?;
+            Some(server::MonitorPages { parent_to_child: ROOT_MEMORY, child_to_parent: ROOT_MEMORY + PAGE })
+        }
+    }
+}
 
 /// The channels of a partition whose bits are looked for.
 #[derive(Default)]
