@@ -45,8 +45,12 @@ fn every_section_that_code_cites_exists() {
     for source in files_below(Path::new(ROOT), "rs") {
         let text = uncommented(&read(&source));
         for (page, section) in citations(&text) {
-            let path = Path::new(ROOT).join("docs/src/protocol").join(&page);
-            if path.is_file() && headings(&read(&path)).iter().any(|heading| *heading == section) {
+            let places =
+                ["docs/src/protocol", "docs/src"].map(|folder| Path::new(ROOT).join(folder).join(&page));
+            let cited = |path: &PathBuf| {
+                path.is_file() && headings(&read(path)).iter().any(|heading| *heading == section)
+            };
+            if places.iter().any(cited) {
                 found += 1;
             } else {
                 missing.push(format!("{}: {page}, {section:?}", source.display()));
