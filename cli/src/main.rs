@@ -54,7 +54,7 @@ enum Command {
     Policy(policy::Arguments),
     /// List guests, devices and channels of a running root
     Ls(ls::Arguments),
-    /// Measure rings, doorbells and storage beside something comparable
+    /// Measure rings, doorbells, storage and crowds beside something comparable
     Bench(bench::Arguments),
 }
 
