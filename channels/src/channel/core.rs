@@ -30,7 +30,7 @@ const LARGE_BYTES_AT_MOST: usize = 4 << 20;
 pub(crate) struct Limits {
     /// Longest completion payload that we send, in bytes.
     pub(crate) completion_room: usize,
-    /// Requests of the peer in flight.
+    /// Requests of the peer in flight, those that want no completion included.
     pub(crate) requests: usize,
 }
 

@@ -433,9 +433,11 @@ impl Core {
         }
     }
 
-    /// Sees to it that one more request can be completed, or tells why it could not.
+    /// Sees to it that one more request may be held and can be completed, or tells why it could not.
     fn grant(&self, incoming: &mut Incoming) -> Result<Option<Nothing>, ChannelError> {
-        if self.holds_too_much() {
+        // Those that want no completion are held as well, and are taken without a grant.
+        let free = self.limits.requests.saturating_sub(self.in_flight.load(Ordering::Relaxed));
+        if free == 0 || self.holds_too_much() {
             return Ok(Some(Nothing::AtLimit));
         }
         if let Some(hold) = incoming.flow.as_mut().and_then(|flow| flow.holds()) {
@@ -443,10 +445,6 @@ impl Core {
         }
         if incoming.grants > 0 {
             return Ok(None);
-        }
-        let free = self.limits.requests.saturating_sub(self.in_flight.load(Ordering::Relaxed));
-        if free == 0 {
-            return Ok(Some(Nothing::AtLimit));
         }
         incoming.grants = lock(&self.outgoing).reserve(free, self.limits.completion_size())?;
         Ok((incoming.grants == 0).then_some(Nothing::NoRoom))

@@ -3,6 +3,7 @@
 
 mod attach;
 mod held;
+mod in_flight;
 mod pace;
 mod sessions;
 mod world;
