@@ -337,6 +337,30 @@ async fn the_greeting_comes_before_all_else_and_its_failure_ends_the_channel() {
 }
 
 #[tokio::test]
+async fn a_channel_that_was_only_for_the_greeting_is_closed_after_it() {
+    let (succession, first) = (Succession::default(), Ledger::new(1));
+    succession.crown(root(&first));
+    let guest = survivor(&succession).await;
+    let kept: Arc<Mutex<Option<Channel>>> = Arc::default();
+    let options = OpenOptions::new().on_resume({
+        let kept = Arc::clone(&kept);
+        move |channel| {
+            *kept.lock().unwrap() = Some(channel);
+            async { Ok::<_, ChannelError>(()) }
+        }
+    });
+    let channel = guest.open_with(Device::class(CLASS), options).await.unwrap();
+    succession.kill();
+    succession.crown(root(&Ledger::new(100)));
+    within("a reply of the next root", send(&channel, 1).await.reply()).await.unwrap();
+
+    let kept = kept.lock().unwrap().take().unwrap();
+    let error = within("the end", kept.send(&2_u64.to_le_bytes(), [])).await.unwrap_err();
+    assert!(matches!(error, ChannelError::Closed), "{error}");
+    within("another reply", send(&channel, 3).await.reply()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_root_that_dies_in_the_greeting_changes_nothing() {
     let (succession, first) = (Succession::default(), Ledger::new(0));
     succession.crown(root(&first));

@@ -17,6 +17,7 @@ use super::sending::Outgoing;
 use super::side::Side;
 use super::storms::Storms;
 use super::stream::Stream;
+use super::swap::{self, Phase};
 use super::wait::{Wait, Woken};
 use crate::error::ChannelError;
 
@@ -79,18 +80,6 @@ pub(crate) struct Core {
     /// The channel is closed.
     end: Notify,
     pub(super) storms: Storms,
-}
-
-/// How far a channel is from its end. Goes back from [`Suspended`](Self::Suspended) alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Phase {
-    Open,
-    /// No request is taken any more; those that were are answered.
-    Saving,
-    /// The root is gone, and another may come: nobody touches the rings.
-    Suspended,
-    Closed,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -192,11 +181,6 @@ impl Core {
         self.phase.load(Ordering::Acquire) <= Phase::Saving as u8
     }
 
-    /// From one phase to another, if it is in that one.
-    pub(super) fn turn(&self, from: Phase, to: Phase) -> bool {
-        self.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-    }
-
     /// Closes a channel that should have gone on with another root, and lets everybody know why it has not.
     pub(crate) fn end(&self, why: &str) {
         if !self.is_closed() {
@@ -228,12 +212,7 @@ impl Core {
     pub(crate) fn close(&self) {
         // What came before the end stays readable.
         let _kept = self.keep_stream();
-        // Sequentially consistent as in `request_ended`: either the last request sees this, or `landed` its end.
-        self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
-        lock(&self.outgoing).shut();
-        // The next channel at the same event area waits for the same bell.
-        self.wait.leave_reactor();
-        self.nudge();
+        swap::close(self);
         self.end.notify_waiters();
     }
 

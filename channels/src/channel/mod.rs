@@ -15,6 +15,7 @@ mod storms;
 mod stream;
 mod subchannels;
 mod survival;
+mod swap;
 mod wait;
 mod writes;
 

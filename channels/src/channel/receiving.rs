@@ -18,6 +18,7 @@ use super::flow::{Flow, Hold, spin_for};
 use super::replies::{Interrupted, Reply};
 use super::request::{Attached, Request};
 use super::side::Side;
+use super::swap::{self, Untouchable};
 use crate::error::ChannelError;
 use crate::policy::{Limits, WallTime};
 use crate::spin::{Spin, Spinner};
@@ -108,12 +109,6 @@ pub(super) enum Nothing {
     Held(Hold),
     /// There is no root at present.
     NoRoot,
-}
-
-/// Why the ring must not be touched.
-enum Untouchable {
-    Closed,
-    Suspended,
 }
 
 impl Nothing {
@@ -523,11 +518,9 @@ impl Core {
 
     fn entered<'a>(
         &self,
-        mut incoming: MutexGuard<'a, Incoming>,
+        incoming: MutexGuard<'a, Incoming>,
     ) -> Result<MutexGuard<'a, Incoming>, Untouchable> {
-        if !self.is_open() {
-            return Err(if self.is_closed() { Untouchable::Closed } else { Untouchable::Suspended });
-        }
+        let mut incoming = swap::entered(self, incoming)?;
         incoming.mask();
         Ok(incoming)
     }

@@ -12,8 +12,9 @@ use vmbus_partition::RingMapping;
 use vmbus_ringbuf::{Consumer, Producer, SavedConsumer, SavedProducer, TakeUpError};
 
 use super::Channel;
-use super::core::{Core, Limits, Phase, lock};
+use super::core::{Core, Limits, lock};
 use super::side::Side;
+use super::swap::{Phase, Swapped};
 
 /// What outlives the handles of an open channel.
 #[derive(Clone, Debug, PartialEq, Eq)]

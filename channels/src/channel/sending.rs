@@ -16,6 +16,7 @@ use super::flow::{Flow, Hold};
 use super::in_flight::{InFlight, Replay};
 use super::receiving::GRANTS_AT_ONCE;
 use super::side::Side;
+use super::swap::{self, State};
 use super::{Tagged, gpa_range};
 use crate::error::ChannelError;
 use crate::policy::{Limits, WallTime};
@@ -39,17 +40,6 @@ pub(super) struct Outgoing {
     pub(super) in_flight: Option<Box<InFlight>>,
 }
 
-/// Whether the ring may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    Open,
-    /// There is another root, and requests of before have to be sent again before any others.
-    CatchingUp,
-    /// The root is gone, and another may come.
-    Suspended,
-    Shut,
-}
-
 /// The part of a ring, as a divisor, that completions of requests not yet taken may keep from other packets.
 const GRANTED_PART: usize = 4;
 
@@ -70,11 +60,6 @@ impl Outgoing {
 
     pub(super) fn saved(&self) -> SavedProducer {
         self.producer.save()
-    }
-
-    /// From here on nothing is written.
-    pub(super) fn shut(&mut self) {
-        self.state = State::Shut;
     }
 
     /// How far the ring is written, to see whether it goes on.
@@ -272,12 +257,7 @@ impl Core {
     /// Whether a ring that is not simply open may be written now.
     #[cold]
     fn ready(&self, outgoing: &mut Outgoing) -> Result<bool, ChannelError> {
-        match outgoing.state {
-            State::Open => Ok(true),
-            State::CatchingUp => Ok(self.catch_up(outgoing)?.is_none()),
-            State::Suspended => Ok(false),
-            State::Shut => Err(self.ended()),
-        }
+        swap::ready(outgoing, |outgoing| Ok(self.catch_up(outgoing)?.is_none()), || self.ended())
     }
 
     /// Sends again what is to be sent again, as far as there is room; gives the bytes that the next one needs.

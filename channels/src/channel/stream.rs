@@ -14,8 +14,9 @@ use vmbus_ringbuf::{StreamFault, StreamReader, end_stream, stream_room, write_st
 use super::core::{Core, lock};
 use super::flow::Hold;
 use super::receiving::{Incoming, Nothing};
-use super::sending::{Outgoing, State, due, refused};
+use super::sending::{Outgoing, due, refused};
 use super::side::Side;
+use super::swap::State;
 use crate::error::ChannelError;
 use crate::quotas::count;
 

@@ -4,16 +4,20 @@
 //! channel of the next root, whose rings lie in the same pages, then lends its rings and its place on the link to this
 //! one: all requests that nobody answered are sent again ahead of all others, in their order.
 //!
-//! Both rings change hands under both their locks, so each sender and receiver is wholly before or wholly after. Who
-//! sleeps is nudged after each change, and looks again.
+//! How the rings are taken from everybody and given back is [`swap`](super::swap)'s.
 
+use std::collections::VecDeque;
 use std::future::pending;
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::core::{Core, Phase, lock};
+use super::core::{Core, lock};
 use super::in_flight::InFlight;
-use super::sending::State;
+use super::receiving::Incoming;
+use super::request::Request;
+use super::sending::Outgoing;
+use super::swap::{self, Locked, Phase, State, Stated, Swapped};
 use crate::error::ChannelError;
 
 impl Core {
@@ -34,19 +38,7 @@ impl Core {
 
     /// Nobody touches the rings from here on, until [`take_over`](Self::take_over) or the end. `false`: it is closed.
     pub(crate) fn suspend(&self) -> bool {
-        let suspended = self.turn(Phase::Open, Phase::Suspended);
-        if suspended {
-            // Whoever has the locks is not looking any more when we get them.
-            drop(lock(&self.incoming));
-            let mut outgoing = lock(&self.outgoing);
-            if outgoing.state != State::Shut {
-                outgoing.state = State::Suspended;
-            }
-            drop(outgoing);
-            self.wait.has_nobody();
-            self.nudge();
-        }
-        suspended
+        swap::suspend(self)
     }
 
     /// Takes what the root had answered before it went. Nobody may write the rings any more.
@@ -69,12 +61,17 @@ impl Core {
         if unfinished {
             return Err(ChannelError::Device("its device left requests of the greeting unanswered".into()));
         }
-        let (mut incoming, mut outgoing) = (lock(&self.incoming), lock(&self.outgoing));
-        let (mut fresh_incoming, mut fresh_outgoing) = (lock(&fresh.incoming), lock(&fresh.outgoing));
+        // Requests of the old root that nobody has taken hold on to this channel, and are dropped without the locks.
+        drop(swap::take_over(&**self, &**fresh, |rings| self.exchange(fresh, rings)));
+        Ok(())
+    }
 
+    /// Changes rings with `fresh`, and prepares to send requests again; gives requests of the old root.
+    fn exchange(self: &Arc<Self>, fresh: &Self, rings: Locked<'_, Self>) -> VecDeque<Request> {
+        let Locked { incoming, outgoing, fresh_incoming, fresh_outgoing } = rings;
         let epoch = outgoing.epoch.wrapping_add(1);
-        std::mem::swap(&mut *incoming, &mut *fresh_incoming);
-        std::mem::swap(&mut *outgoing, &mut *fresh_outgoing);
+        std::mem::swap(incoming, fresh_incoming);
+        std::mem::swap(outgoing, fresh_outgoing);
         std::mem::swap(&mut incoming.spinner, &mut fresh_incoming.spinner);
         (incoming.epoch, outgoing.epoch) = (epoch, epoch);
         let deaf = self.deaf.load(Ordering::Relaxed);
@@ -91,16 +88,8 @@ impl Core {
         }
         drop(replies);
         outgoing.in_flight = Some(in_flight);
-
         self.wait.goes_on_at(&fresh.wait);
-        outgoing.state =
-            if self.turn(Phase::Suspended, Phase::Open) { State::CatchingUp } else { State::Shut };
-        // Requests of the old root that nobody has taken hold on to this channel, and are dropped without the locks.
-        let old = std::mem::take(&mut fresh_incoming.queued);
-        drop((incoming, outgoing, fresh_incoming, fresh_outgoing));
-        drop(old);
-        self.nudge();
-        Ok(())
+        std::mem::take(&mut fresh_incoming.queued)
     }
 
     /// Sends again what has to be, waiting for room as long as it takes; others may send once that is done.
@@ -131,5 +120,47 @@ impl Core {
             // After another root the next one has all of them again.
             State::Open | State::Suspended | State::Shut => Ok(None),
         }
+    }
+}
+
+impl Stated for Outgoing {
+    fn state(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Swapped for Core {
+    type Incoming = Incoming;
+    type Outgoing = Outgoing;
+
+    fn turn(&self, from: Phase, to: Phase) -> bool {
+        self.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+    fn set_closed(&self) {
+        // Sequentially consistent as in `request_ended`: either the last request sees this, or `landed` its end.
+        self.phase.store(Phase::Closed as u8, Ordering::SeqCst);
+    }
+    #[inline]
+    fn is_open(&self) -> bool {
+        self.is_open()
+    }
+    fn is_closed(&self) -> bool {
+        self.is_closed()
+    }
+    fn incoming(&self) -> impl DerefMut<Target = Incoming> {
+        lock(&self.incoming)
+    }
+    fn outgoing(&self) -> impl DerefMut<Target = Outgoing> {
+        lock(&self.outgoing)
+    }
+    fn has_nobody(&self) {
+        self.wait.has_nobody();
+    }
+    fn leave_reactor(&self) {
+        // The next channel at the same event area waits for the same bell.
+        self.wait.leave_reactor();
+    }
+    fn nudge(&self) {
+        self.nudge();
     }
 }
