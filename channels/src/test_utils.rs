@@ -12,8 +12,11 @@ use vmbus_partition::{
 };
 use vmbus_ringbuf::{Consumer, Producer};
 
-use crate::error::Error;
+use crate::channel::Channel;
+use crate::error::{ChannelError, Error, Refusal};
 use crate::guest::{Guest, GuestBuilder, ROOT_DOMAIN};
+use crate::offer::Offer;
+use crate::provider::{Client, OpenRequest, Provider, Session};
 use crate::root::Root;
 
 /// Joins `root` as guest `name` of the same process.
@@ -96,6 +99,39 @@ impl Succession {
 
     fn reign(&self) -> MutexGuard<'_, Reign> {
         self.reign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A device that answers each request with its payload, as far as `offer` has room for it in a completion.
+pub fn echo(offer: Offer) -> impl Provider {
+    Echo(offer)
+}
+
+struct Echo(Offer);
+
+impl Provider for Echo {
+    type Session = Echoes;
+
+    fn offer(&self) -> Offer {
+        self.0.clone()
+    }
+
+    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Echoes, Refusal> {
+        Ok(Echoes { room: self.0.completion_room })
+    }
+}
+
+struct Echoes {
+    room: usize,
+}
+
+impl Session for Echoes {
+    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
+        while let Some(request) = channel.recv().await? {
+            let payload = request.payload().to_vec();
+            request.complete(&payload[..payload.len().min(self.room)]).await?;
+        }
+        Ok(())
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vmbus_channels::test_utils::{MockGuest, MockRings, join, join_with};
+use vmbus_channels::test_utils::{self, MockGuest, MockRings, join, join_with};
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Error, Event, Guest, Guid, MonitorPageSource, Offer, OpenOptions,
-    OpenRequest, Provider, Refusal, Root, Session, Spin, guid,
+    Channel, Device, Error, Event, Guest, Guid, MonitorPageSource, Offer, OpenOptions, Provider, Root, Spin,
+    guid,
 };
 use vmbus_core::memory::SharedMemory;
 use vmbus_core::message::{CloseChannel, InitiateContact, Message, OpenChannel, RequestOffers};
@@ -20,33 +20,13 @@ const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a0c");
 const LATENCY: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Echo;
-
-impl Provider for Echo {
-    type Session = Self;
-
-    fn offer(&self) -> Offer {
-        Offer::new(CLASS, "echo").monitored(LATENCY)
-    }
-
-    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Self, Refusal> {
-        Ok(Self)
-    }
-}
-
-impl Session for Echo {
-    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
-        while let Some(request) = channel.recv().await? {
-            let payload = request.payload().to_vec();
-            request.complete(&payload).await?;
-        }
-        Ok(())
-    }
+fn monitored() -> impl Provider {
+    test_utils::echo(Offer::new(CLASS, "echo").monitored(LATENCY))
 }
 
 fn root() -> Root {
     let root = Root::builder().spin(Spin::never()).build();
-    root.offer(Echo).unwrap();
+    root.offer(monitored()).unwrap();
     root
 }
 
@@ -235,7 +215,7 @@ async fn a_guest_that_never_signals_otherwise_is_served_however_long_it_was_sile
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_signals_in_pages_of_the_roots_own_where_the_root_gives_some() {
     let root = Root::builder().spin(Spin::never()).monitor_pages(MonitorPageSource::Root).build();
-    root.offer(Echo).unwrap();
+    root.offer(monitored()).unwrap();
     let silent = Silent::join_on_pages_of_the_root(&root).await;
     let mut rings = silent.open(0x77).await;
     for number in 0..50 {

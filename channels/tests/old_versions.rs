@@ -3,45 +3,18 @@
 
 use std::time::Duration;
 
-use vmbus_channels::test_utils::join_with;
-use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, Provider, Refusal, Root, Session,
-    Spin, guid,
-};
+use vmbus_channels::test_utils::{echo, join_with};
+use vmbus_channels::{Device, Guest, Guid, Offer, Root, Spin, guid};
 use vmbus_core::Version;
 
 const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a0a");
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Echo;
-
-impl Provider for Echo {
-    type Session = Self;
-
-    fn offer(&self) -> Offer {
-        Offer::new(CLASS, "echo")
-    }
-
-    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Self, Refusal> {
-        Ok(Self)
-    }
-}
-
-impl Session for Echo {
-    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
-        while let Some(request) = channel.recv().await? {
-            let payload = request.payload().to_vec();
-            request.complete(&payload).await?;
-        }
-        Ok(())
-    }
-}
-
 /// More channels than there are event areas, each with one request after the other, so that each end sleeps for each.
 async fn converse(version: Version) {
     let root = Root::builder().spin(Spin::never()).build();
     for _ in 0..6 {
-        root.offer(Echo).unwrap();
+        root.offer(echo(Offer::new(CLASS, "echo"))).unwrap();
     }
     let builder = Guest::builder().versions(version..=version).spin(Spin::never());
     let guest = join_with(&root, "guest", builder).await.unwrap();

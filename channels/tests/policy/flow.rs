@@ -8,7 +8,7 @@ use vmbus_channels::policy::{Asked, Decision, Deliver, Limits, Priority, Questio
 use vmbus_channels::test_utils::join;
 use vmbus_channels::{Channel, Device, Guest, Pending, Root};
 
-use crate::world::{By, CLASS, Echo};
+use crate::world::{By, CLASS, echo};
 
 async fn limited(limits: Limits) -> (Root, Guest, Channel) {
     let agent = By(move |asked: &Asked| match asked.question {
@@ -16,7 +16,7 @@ async fn limited(limits: Limits) -> (Root, Guest, Channel) {
         _ => Decision::Allow,
     });
     let root = Root::builder().policy(agent).policy_clock(|| WallTime { micros: 1_000_000 }).build();
-    root.offer(Echo(CLASS)).unwrap();
+    root.offer(echo(CLASS)).unwrap();
     let guest = join(&root, "guest").await.unwrap();
     let channel = guest.open(Device::class(CLASS)).await.unwrap();
     (root, guest, channel)

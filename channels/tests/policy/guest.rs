@@ -10,7 +10,7 @@ use vmbus_channels::{AllowAll, DenyAll, Device, Error, Guest, GuestBuilder, Root
 use vmbus_core::Version;
 use vmbus_core::status::Status;
 
-use crate::world::{By, CLASS, Echo, OTHER_CLASS, forbidding, refusal, root};
+use crate::world::{By, CLASS, OTHER_CLASS, echo, forbidding, refusal, root};
 
 fn careful(forbids: impl Fn(&Question) -> bool + Send + Sync + 'static) -> GuestBuilder {
     Guest::builder().policy(forbidding(forbids))
@@ -37,7 +37,7 @@ async fn a_version_that_the_guest_forbids_itself_leaves_lower_ones() {
 #[tokio::test]
 async fn a_device_that_the_guest_does_not_want_is_given_back() {
     let root = root(AllowAll);
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let agent = careful(|question| matches!(question, Question::Offer { device } if device.class == CLASS));
     let guest = join_with(&root, "guest", agent).await.unwrap();
     let classes: Vec<_> = guest.all_offers().await.unwrap().iter().map(|device| device.class).collect();

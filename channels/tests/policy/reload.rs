@@ -9,7 +9,7 @@ use vmbus_channels::policy::{Asked, Decision, Limits, Question, QuotaLimits, Rat
 use vmbus_channels::test_utils::join;
 use vmbus_channels::{AllowAll, Channel, Client, Device, Event, PolicyAgent, Root};
 
-use crate::world::{By, CLASS, Echo, OTHER_CLASS, decision, forbidding, refusal, root};
+use crate::world::{By, CLASS, OTHER_CLASS, decision, echo, forbidding, refusal, root};
 
 async fn echoes(channel: &Channel) -> bool {
     match channel.send(b"12345678", []).await {
@@ -21,7 +21,7 @@ async fn echoes(channel: &Channel) -> bool {
 #[tokio::test]
 async fn only_what_is_denied_now_ends_and_the_guest_is_told_why() {
     let root = root(AllowAll);
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let guest = join(&root, "guest").await.unwrap();
     let denied = guest.open(Device::class(CLASS)).await.unwrap();
     let other = guest.open(Device::class(OTHER_CLASS)).await.unwrap();
@@ -152,7 +152,7 @@ impl PolicyAgent for Slow {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_takes_its_time_is_asked_one_question_after_the_other() {
     let root = root(AllowAll);
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let guest = join(&root, "guest").await.unwrap();
     let (denied, other) = (
         guest.open(Device::class(CLASS)).await.unwrap(),
@@ -181,7 +181,7 @@ async fn an_answer_of_an_agent_that_was_replaced_meanwhile_counts_for_nothing() 
         }
     }
     let root = Root::builder().policy(AllowsLate).build();
-    root.offer(Echo(CLASS)).unwrap();
+    root.offer(echo(CLASS)).unwrap();
     let guest = join(&root, "guest").await.unwrap();
     let mut events = root.events();
     let opening = tokio::spawn({

@@ -4,11 +4,11 @@ use vmbus_channels::policy::{Reason, Revoke};
 use vmbus_channels::test_utils::join;
 use vmbus_channels::{AllowAll, Device, Guest, Root};
 
-use crate::world::{CLASS, Echo, OTHER_CLASS, decision, refusal, root};
+use crate::world::{CLASS, OTHER_CLASS, decision, echo, refusal, root};
 
 async fn two_guests() -> (Root, Guest, Guest) {
     let root = root(AllowAll);
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let (alice, bob) = (join(&root, "alice").await.unwrap(), join(&root, "bob").await.unwrap());
     (root, alice, bob)
 }

@@ -10,7 +10,7 @@ use vmbus_core::server;
 use vmbus_core::status::Status;
 use vmbus_core::{FeatureFlags, Version};
 
-use crate::world::{By, CLASS, Echo, OTHER_CLASS, decision, forbidding, refusal, root};
+use crate::world::{By, CLASS, OTHER_CLASS, decision, echo, forbidding, refusal, root};
 
 #[tokio::test]
 async fn a_partition_that_may_not_attach_is_told_why() {
@@ -30,7 +30,7 @@ async fn a_device_that_may_not_be_seen_is_not_offered_and_others_are() {
     let agent =
         forbidding(|question| matches!(question, Question::Offer { device } if device.class == CLASS));
     let root = root(agent);
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let guest = join(&root, "guest").await.unwrap();
     let classes: Vec<_> = guest.all_offers().await.unwrap().iter().map(|device| device.class).collect();
     assert_eq!(classes, [OTHER_CLASS]);
@@ -104,8 +104,8 @@ impl PolicyAgent for Ponders {
 #[tokio::test(start_paused = true)]
 async fn silence_is_denial_and_nothing_else_waits_for_it() {
     let root = Root::builder().policy(Ponders).policy_deadline(Duration::from_secs(3)).build();
-    root.offer(Echo(CLASS)).unwrap();
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let mut events = root.events();
     let guest = join(&root, "guest").await.unwrap();
     let asked = tokio::time::Instant::now();

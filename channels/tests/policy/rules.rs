@@ -13,7 +13,7 @@ use vmbus_channels::test_utils::join;
 use vmbus_channels::{AllowAll, Device, Event, Guid, Root, TransferMode};
 use vmbus_core::Version;
 
-use crate::world::{CLASS, Echo, OTHER_CLASS};
+use crate::world::{CLASS, OTHER_CLASS, echo};
 
 /// 12:00 on a Friday.
 const NOON: WallTime = WallTime { micros: 1_795_176_000_000_000 };
@@ -176,7 +176,7 @@ fn mistakes_are_told_with_their_line() {
 async fn a_log_that_is_replayed_gives_the_same_decisions_or_tells_which_differ() {
     let strict = "default = 'allow'\n[[rule]]\nclass = 'echo'\nasks = ['open']\nlimits.rings = '1G'";
     let root = Root::builder().policy(rules(strict)).build();
-    root.offer(Echo(CLASS)).unwrap();
+    root.offer(echo(CLASS)).unwrap();
     let mut events = root.events();
     let guest = join(&root, "guest").await.unwrap();
     let _channel = guest.open(Device::class(CLASS)).await.unwrap();
@@ -220,8 +220,8 @@ async fn when_a_window_closes_what_it_allowed_ends() {
         }
     };
     let root = Root::builder().policy(rules).policy_clock(clock).build();
-    root.offer(Echo(CLASS)).unwrap();
-    root.offer(Echo(OTHER_CLASS)).unwrap();
+    root.offer(echo(CLASS)).unwrap();
+    root.offer(echo(OTHER_CLASS)).unwrap();
     let guest = join(&root, "guest").await.unwrap();
     let channel = guest.open(Device::class(CLASS)).await.unwrap();
     let other = guest.open(Device::class(OTHER_CLASS)).await.unwrap();

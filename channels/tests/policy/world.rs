@@ -3,38 +3,14 @@
 use std::sync::Arc;
 
 use vmbus_channels::policy::{Asked, Decided, Decision, Question};
-use vmbus_channels::{
-    Channel, ChannelError, Client, Error, Event, Guid, Offer, OpenRequest, PolicyAgent, Provider, Refusal,
-    Root, Session, guid,
-};
+use vmbus_channels::{Error, Event, Guid, Offer, PolicyAgent, Provider, Refusal, Root, guid};
 
 pub(crate) const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9b01");
 pub(crate) const OTHER_CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9b02");
 
 /// Completes each request with its payload.
-#[derive(Clone)]
-pub(crate) struct Echo(pub(crate) Guid);
-
-impl Provider for Echo {
-    type Session = Self;
-
-    fn offer(&self) -> Offer {
-        Offer::new(self.0, "echo")
-    }
-
-    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Self, Refusal> {
-        Ok(self.clone())
-    }
-}
-
-impl Session for Echo {
-    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
-        while let Some(request) = channel.recv().await? {
-            let payload = request.payload().to_vec();
-            request.complete(&payload).await?;
-        }
-        Ok(())
-    }
+pub(crate) fn echo(class: Guid) -> impl Provider {
+    vmbus_channels::test_utils::echo(Offer::new(class, "echo"))
 }
 
 /// Decides by a closure, at once.
@@ -59,7 +35,7 @@ pub(crate) fn forbidding(forbids: impl Fn(&Question) -> bool + Send + Sync + 'st
 /// A root with one echo device.
 pub(crate) fn root(agent: impl PolicyAgent) -> Root {
     let root = Root::builder().policy(agent).build();
-    root.offer(Echo(CLASS)).unwrap();
+    root.offer(echo(CLASS)).unwrap();
     root
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use vmbus_channels::{BusQuotas, Device, Error, Guest, Root, Status};
 
-use crate::world::{CLASS, Echo, PATIENCE};
+use crate::world::{CLASS, PATIENCE, device};
 
 /// A root at a socket of its own, with a guest that works.
 struct Open {
@@ -23,7 +23,7 @@ impl Open {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("bus");
         let root = Root::builder().bus_quotas(quotas).build();
-        root.offer(Echo).unwrap();
+        root.offer(device()).unwrap();
         root.listen_at(&socket).unwrap();
         let guest = join(&socket, "neighbour").await.unwrap();
         Self { root, _directory: directory, socket, guest }

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use vmbus_channels::test_utils::{MockGuest, MockRings, join};
+use vmbus_channels::test_utils::{MockGuest, MockRings, echo, join};
 use vmbus_channels::{
-    Channel, ChannelError, Client, Device, Guest, Guid, Offer, OpenRequest, PartitionStatus, Provider,
-    Quotas, Refusal, Root, Session, Used, guid,
+    Channel, Device, Guest, Guid, Offer, PartitionStatus, Provider, Quotas, Root, Used, guid,
 };
 use vmbus_core::message::{InitiateContact, Message, OpenChannel, RequestOffers};
 use vmbus_core::{FeatureFlags, Version};
@@ -14,35 +13,15 @@ pub(crate) const CLASS: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a11");
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Gives every request's payload back.
-pub(crate) struct Echo;
-
-impl Provider for Echo {
-    type Session = Self;
-
-    fn offer(&self) -> Offer {
-        Offer::new(CLASS, "echo")
-    }
-
-    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Self, Refusal> {
-        Ok(Self)
-    }
-}
-
-impl Session for Echo {
-    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
-        while let Some(request) = channel.recv().await? {
-            let payload = request.payload().to_vec();
-            request.complete(&payload[..payload.len().min(64)]).await?;
-        }
-        Ok(())
-    }
+pub(crate) fn device() -> impl Provider {
+    echo(Offer::new(CLASS, "echo"))
 }
 
 /// A bus with so many echo devices.
 pub(crate) fn bus(quotas: Quotas, devices: usize) -> Root {
     let root = Root::builder().quotas(quotas).build();
     for _ in 0..devices {
-        root.offer(Echo).unwrap();
+        root.offer(device()).unwrap();
     }
     root
 }
