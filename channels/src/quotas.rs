@@ -21,6 +21,10 @@ pub struct Quotas {
     pub subchannels: usize,
     /// Bytes of the rings of all open channels, control pages included; an open beyond is refused.
     pub ring_bytes: u64,
+    /// Requests that may be in flight over all its open channels. Each channel is given its part when it
+    /// opens: as many as its device allows while there is plenty, then less; with none left the open is refused. What
+    /// is beyond a channel's part stays in its ring.
+    pub requests: usize,
     /// Kernel mappings that its rings may take; an open beyond is refused.
     pub ring_maps: usize,
     /// Bytes of memory with which it may attach; one with more is refused.
@@ -49,6 +53,7 @@ impl Default for Quotas {
             open_channels: 2047,
             subchannels: 512,
             ring_bytes: 1 << 30,
+            requests: 256 << 10,
             ring_maps: 16 << 10,
             memory: 1 << 40,
             event_areas: 16,
@@ -58,6 +63,29 @@ impl Default for Quotas {
             work_at_once: 40_000,
             grace: Duration::from_secs(30),
         }
+    }
+}
+
+/// What a channel is sure of, if all that may be open can have as much.
+const REQUESTS_FOR_EACH: usize = 32;
+/// One channel has no more than one in so many of what is not kept for those that may still open.
+const PART_OF_REQUESTS: usize = 64;
+
+impl Quotas {
+    /// How many requests may be in flight of a channel that opens while `open` others are and have been promised
+    /// `promised` requests between them, and whose device can do with `wanted`. None: it must not open.
+    ///
+    /// As long as there is plenty a channel has what it wants; beyond, each next one has a little less, so that
+    /// something is left for all that may be open. What is promised is never more than there is, and whoever has it
+    /// waits for nobody else: a channel that keeps its requests takes none from others.
+    pub(crate) fn requests_of(&self, wanted: usize, open: usize, promised: usize) -> Option<usize> {
+        let left = self.requests.saturating_sub(promised);
+        let for_each = (self.requests / self.open_channels.max(1)).clamp(1, REQUESTS_FOR_EACH);
+        let to_come = self.open_channels.saturating_sub(open).max(1);
+        let spare = left.saturating_sub(for_each.saturating_mul(to_come));
+        let part = for_each.saturating_add(spare / PART_OF_REQUESTS).min(wanted).min(left);
+        // Those that carry a stream want none.
+        (part > 0 || wanted == 0).then_some(part)
     }
 }
 
@@ -129,4 +157,43 @@ impl Gauge {
 /// A count as metrics have it.
 pub(crate) fn count(of: usize) -> u64 {
     u64::try_from(of).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each channel has of those that open one after the other, until one is refused.
+    fn parts(quotas: Quotas, wanted: usize) -> Vec<usize> {
+        let (mut parts, mut promised) = (Vec::new(), 0);
+        while let Some(part) = quotas.requests_of(wanted, parts.len(), promised) {
+            promised += part;
+            parts.push(part);
+            if parts.len() == quotas.open_channels {
+                break;
+            }
+        }
+        assert!(promised <= quotas.requests, "{promised} promised");
+        parts
+    }
+
+    #[test]
+    fn the_first_channels_have_all_they_want_and_the_last_enough_to_work() {
+        let parts = parts(Quotas::default(), 1024);
+        assert_eq!(parts.len(), 2047);
+        assert!(parts[..100].iter().all(|&part| part == 1024));
+        assert!(parts.iter().all(|&part| part >= REQUESTS_FOR_EACH));
+    }
+
+    #[test]
+    fn of_few_requests_each_channel_has_some_until_there_are_none() {
+        let few = |requests, open_channels| Quotas { requests, open_channels, ..Quotas::default() };
+        assert_eq!(parts(few(64, 8), 1024), [8; 8]);
+        assert_eq!(parts(few(64, 8), 3), [3; 8]);
+        assert_eq!(parts(few(3, 8), 1024), [1; 3]);
+        assert!(parts(few(0, 8), 1024).is_empty());
+        assert_eq!(parts(few(0, 8), 0), [0; 8], "streams");
+        // Channels opened under wider bounds have more than there is now.
+        assert_eq!(few(64, 8).requests_of(1024, 3, 500), None);
+    }
 }

@@ -194,6 +194,8 @@ struct OpenChannel {
     joined: bool,
     /// Of both rings.
     ring_bytes: u64,
+    /// So many may be in flight.
+    requests: usize,
     /// The server wants to know when the session is over.
     closing: bool,
     /// The session is over.

@@ -69,6 +69,7 @@ impl Partition {
         };
         let ring_bytes = count(open.ring.page_count()).saturating_mul(count(PAGE_SIZE));
         self.admit_rings(ring_bytes)?;
+        let requests = self.admit_requests(device.offer.requests)?;
         let start = match (&offered.subchannel, &begins) {
             (_, Begins::Again(saved)) => device.provider.restore(&self.client, &request, &saved.state)?,
             (None, Begins::Anew) => device.provider.open(&self.client, &request)?,
@@ -86,8 +87,7 @@ impl Partition {
             gifts: Arc::clone(&self.gifts),
             bit,
         });
-        let limits =
-            Limits { completion_room: device.offer.completion_room, requests: device.offer.requests };
+        let limits = Limits { completion_room: device.offer.completion_room, requests };
         let core = match &begins {
             Begins::Anew => {
                 Core::new(side, area, incoming, outgoing, limits).map_err(|error| refuse(&error))?
@@ -126,7 +126,7 @@ impl Partition {
             let _ = ended.send(Command::Ended { relid, device: key, result, saved });
         });
         let connection_id = open.connection_id;
-        self.rings_opened(ring_bytes);
+        self.rings_opened(ring_bytes, requests);
         self.open.insert(
             relid,
             OpenChannel {
@@ -139,6 +139,7 @@ impl Partition {
                 claim,
                 joined,
                 ring_bytes,
+                requests,
                 closing: false,
                 ended: false,
             },
@@ -198,7 +199,7 @@ impl Partition {
 
     fn forget(&mut self, relid: u32) {
         if let Some(channel) = self.open.remove(&relid) {
-            self.rings_closed(channel.ring_bytes);
+            self.rings_closed(channel.ring_bytes, channel.requests);
         }
     }
 

@@ -13,6 +13,7 @@ pub(super) struct Gauges {
     open_channels: Gauge,
     pub(super) subchannels: Gauge,
     ring_bytes: Gauge,
+    requests: Gauge,
     messages: Gauge,
 }
 
@@ -64,14 +65,29 @@ impl Partition {
         Ok(())
     }
 
-    pub(super) fn rings_opened(&mut self, bytes: u64) {
-        self.gauges.open_channels.add(1);
-        self.gauges.ring_bytes.add(bytes);
+    /// How many requests may be in flight of one more channel, whose device allows `wanted`.
+    pub(super) fn admit_requests(&self, wanted: usize) -> Result<usize, Refusal> {
+        let open = size(self.gauges.open_channels.now);
+        self.quotas.requests_of(wanted, open, size(self.gauges.requests.now)).ok_or_else(|| Refusal {
+            status: vmbus_core::status::Status::INSUFFICIENT_RESOURCES,
+            reason: format!(
+                "{} requests may be in flight, and other channels have them",
+                self.quotas.requests
+            ),
+        })
     }
 
-    pub(super) fn rings_closed(&mut self, bytes: u64) {
+    /// A channel is open that has so many bytes of rings, and so many requests at most.
+    pub(super) fn rings_opened(&mut self, bytes: u64, requests: usize) {
+        self.gauges.open_channels.add(1);
+        self.gauges.ring_bytes.add(bytes);
+        self.gauges.requests.add(count(requests));
+    }
+
+    pub(super) fn rings_closed(&mut self, bytes: u64, requests: usize) {
         self.gauges.open_channels.sub(1);
         self.gauges.ring_bytes.sub(bytes);
+        self.gauges.requests.sub(count(requests));
     }
 
     /// All bounds of this partition, with what is used of them.
@@ -89,7 +105,13 @@ impl Partition {
         used.push(self.gauges.open_channels.used("open channels", count(quotas.open_channels)));
         used.push(self.gauges.subchannels.used("sub-channels", count(quotas.subchannels)));
         used.push(self.gauges.ring_bytes.used("bytes of rings", quotas.ring_bytes));
+        used.push(self.gauges.requests.used("requests that may be in flight", count(quotas.requests)));
         used.push(self.gauges.messages.used("queued messages", count(quotas.messages)));
         used
     }
+}
+
+/// A count of things in memory, as a gauge has it.
+fn size(of: u64) -> usize {
+    usize::try_from(of).unwrap_or(usize::MAX)
 }
