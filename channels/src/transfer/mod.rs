@@ -130,7 +130,7 @@ impl Channel {
     /// A shared parcel's memory is free again when the peer has completed the request; a given one is gone.
     ///
     /// # Errors
-    /// As [`send`](Self::send); [`ChannelError::Io`]: the kernel would not seal a gift; [`ChannelError::Link`].
+    /// As [`send`](Self::send); [`ChannelError::Io`]: the kernel would not seal a gift, or the link is gone.
     pub async fn send_parcel(&self, payload: &[u8], parcel: Parcel) -> Result<Pending, ChannelError> {
         let whole = |len: usize| u32::try_from(len).map_err(|_| ChannelError::TooLarge { len, ring: 0 });
         match parcel.0 {
