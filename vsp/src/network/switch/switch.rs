@@ -1,0 +1,376 @@
+//! The switch, its ports, and who connects and disconnects them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use super::addresses::{AddressLimits, Addresses, Station};
+use super::batch::Batch;
+use super::forward;
+use super::mac::MacAddress;
+use super::port::Port;
+use super::settings::PortSettings;
+use super::statistics::{Counters, PortStatistics};
+
+/// A switch. A cheap handle: clones are the same switch, which lives as long as one of them or a connection.
+#[derive(Clone)]
+pub struct Switch {
+    shared: Arc<Shared>,
+}
+
+/// A port's place at a switch: what it sends by. Dropped, the port is disconnected.
+pub struct Connection {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+}
+
+/// Number of a port, never used again by its switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u32);
+
+/// Why a port was not connected or its settings were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// There are as many ports as the switch may have.
+    #[error("the switch has {0} ports, which is the most")]
+    Ports(usize),
+    /// Our own fault: the port is not connected any more.
+    #[error("the port is disconnected")]
+    Disconnected,
+}
+
+/// One port, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortState {
+    /// Its number.
+    pub id: PortId,
+    /// What holds for it.
+    pub settings: PortSettings,
+    /// What it did.
+    pub statistics: PortStatistics,
+}
+
+/// A station that the switch knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Its address.
+    pub address: MacAddress,
+    /// Its VLAN, 0 without.
+    pub vlan: u16,
+    /// The port behind which it is.
+    pub port: PortId,
+    /// How long ago it last sent, within a sixteenth of the time after which it is forgotten.
+    pub idle: Duration,
+}
+
+/// Tells a switch the time, from any point on. It never goes back.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Switch {
+    /// A switch with the usual bounds and the system's clock.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::builder(name).build()
+    }
+
+    /// A switch with other bounds or another clock.
+    pub fn builder(name: impl Into<String>) -> SwitchBuilder {
+        SwitchBuilder {
+            name: name.into(),
+            clock: Clock::system(),
+            ageing: Duration::from_secs(300),
+            addresses: 8192,
+            ports: 1024,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Connects a port. It may be delivered to before this returns.
+    pub fn connect(&self, port: impl Port, settings: PortSettings) -> Result<Connection, ConnectError> {
+        let id = PortId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let mut tables = self.shared.write();
+        let free = tables.ports.iter().position(Option::is_none);
+        let slot = free.unwrap_or(tables.ports.len());
+        if slot >= self.shared.most_ports {
+            return Err(ConnectError::Ports(self.shared.most_ports));
+        }
+        let link = Arc::new(Link {
+            id,
+            slot,
+            port: Box::new(port),
+            closed: AtomicBool::new(false),
+            counters: Counters::default(),
+            departed: Arc::clone(&self.shared.departed),
+        });
+        tables.put(slot, Some(Member { link: Arc::clone(&link), settings: Arc::new(settings) }));
+        Ok(Connection { shared: Arc::clone(&self.shared), link })
+    }
+
+    /// All ports, in no order that means anything.
+    pub fn ports(&self) -> Vec<PortState> {
+        let ports = Arc::clone(&self.shared.read().ports);
+        ports.iter().flatten().map(Member::state).collect()
+    }
+
+    /// All stations that are known at present.
+    pub fn addresses(&self) -> Vec<Address> {
+        let now = self.shared.now();
+        let tables = self.shared.read();
+        let address = |(station, slot, seen): (Station, usize, u64)| {
+            let member = tables.member(slot)?;
+            Some(Address {
+                address: MacAddress::from_u64(station.address()),
+                vlan: station.vlan(),
+                port: member.link.id,
+                idle: Duration::from_nanos(now.saturating_sub(seen)),
+            })
+        };
+        tables.addresses.iter(now).filter_map(address).collect()
+    }
+
+    /// What all ports did together, those included that are gone.
+    pub fn statistics(&self) -> PortStatistics {
+        // A port that is dropped meanwhile may be missing or be in it twice; nobody can tell when none is.
+        let mut sum = self.shared.departed.read();
+        self.ports().iter().for_each(|port| sum += port.statistics);
+        sum
+    }
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Switch").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+/// Makes a [`Switch`].
+#[derive(Clone)]
+#[must_use]
+pub struct SwitchBuilder {
+    name: String,
+    clock: Clock,
+    ageing: Duration,
+    addresses: usize,
+    ports: usize,
+}
+
+impl SwitchBuilder {
+    /// Who tells it the time.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// How long a station is known after it last sent; 5 minutes without this.
+    pub fn ageing(mut self, ageing: Duration) -> Self {
+        self.ageing = ageing;
+        self
+    }
+
+    /// How many stations it knows at most; 8,192 without this. Frames to others are flooded.
+    pub fn addresses(mut self, most: usize) -> Self {
+        self.addresses = most;
+        self
+    }
+
+    /// How many ports it has at most; 1,024 without this.
+    pub fn ports(mut self, most: usize) -> Self {
+        self.ports = most;
+        self
+    }
+
+    /// The switch.
+    pub fn build(self) -> Switch {
+        let limits = AddressLimits { ageing: nanoseconds(self.ageing), most: self.addresses };
+        let shared = Shared {
+            name: self.name,
+            clock: self.clock,
+            most_ports: self.ports,
+            next_id: AtomicU32::new(1),
+            tables: RwLock::new(Tables { ports: Arc::default(), addresses: Addresses::new(limits) }),
+            departed: Arc::default(),
+        };
+        Switch { shared: Arc::new(shared) }
+    }
+}
+
+impl fmt::Debug for SwitchBuilder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SwitchBuilder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Sends what is in the batch, in order, and empties it. When this returns, every receiver has taken its frames or
+    /// they were dropped and counted. May be called by several threads at a time, each with a batch of its own.
+    pub fn send(&self, batch: &mut Batch) {
+        forward::send(&self.shared, &self.link, batch);
+    }
+
+    /// The port's number.
+    pub fn id(&self) -> PortId {
+        self.link.id
+    }
+
+    /// The switch.
+    pub fn switch(&self) -> Switch {
+        Switch { shared: Arc::clone(&self.shared) }
+    }
+
+    /// What the port did since it was connected.
+    pub fn statistics(&self) -> PortStatistics {
+        self.link.counters.read()
+    }
+
+    /// What holds for the port.
+    pub fn settings(&self) -> PortSettings {
+        let tables = self.shared.read();
+        tables
+            .member_of(&self.link)
+            .map_or_else(PortSettings::default, |member| PortSettings::clone(&member.settings))
+    }
+
+    /// Treats the port so from now on. Batches that are under way are still treated as before.
+    pub fn reconfigure(&self, settings: PortSettings) -> Result<(), ConnectError> {
+        let mut tables = self.shared.write();
+        tables.member_of(&self.link).ok_or(ConnectError::Disconnected)?;
+        let member = Member { link: Arc::clone(&self.link), settings: Arc::new(settings) };
+        tables.put(self.link.slot, Some(member));
+        tables.addresses.forget_port(self.link.slot);
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.link.closed.store(true, Ordering::Release);
+        let mut tables = self.shared.write();
+        if tables.member_of(&self.link).is_some() {
+            tables.put(self.link.slot, None);
+            tables.addresses.forget_port(self.link.slot);
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Connection").field("id", &self.link.id).finish_non_exhaustive()
+    }
+}
+
+impl Clock {
+    /// The system's, which stands still while the machine sleeps.
+    pub fn system() -> Self {
+        let start = Instant::now();
+        Self::new(move || start.elapsed())
+    }
+
+    /// Whatever `now` says.
+    pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Clock").field(&(self.0)()).finish()
+    }
+}
+
+/// What the handles of a switch share.
+pub(super) struct Shared {
+    name: String,
+    clock: Clock,
+    most_ports: usize,
+    next_id: AtomicU32,
+    /// Never held while a port is called.
+    tables: RwLock<Tables>,
+    departed: Arc<Counters>,
+}
+
+impl Shared {
+    pub(super) fn now(&self) -> u64 {
+        nanoseconds((self.clock.0)())
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who is connected, and which station is behind whom.
+pub(super) struct Tables {
+    /// By slot. Never changed but replaced, so that a sender takes it along out of the lock.
+    pub(super) ports: Arc<Ports>,
+    pub(super) addresses: Addresses,
+}
+
+pub(super) type Ports = Vec<Option<Member>>;
+
+impl Tables {
+    fn put(&mut self, slot: usize, member: Option<Member>) {
+        let mut ports = Ports::clone(&self.ports);
+        if slot >= ports.len() {
+            ports.resize(slot + 1, None);
+        }
+        ports[slot] = member;
+        self.ports = Arc::new(ports);
+    }
+
+    fn member(&self, slot: usize) -> Option<&Member> {
+        self.ports.get(slot)?.as_ref()
+    }
+
+    /// The port of a connection, unless it is disconnected: another may have its slot by now.
+    pub(super) fn member_of(&self, link: &Arc<Link>) -> Option<&Member> {
+        self.member(link.slot).filter(|member| Arc::ptr_eq(&member.link, link))
+    }
+}
+
+/// A port as it is treated at present.
+#[derive(Clone)]
+pub(super) struct Member {
+    pub(super) link: Arc<Link>,
+    pub(super) settings: Arc<PortSettings>,
+}
+
+impl Member {
+    fn state(&self) -> PortState {
+        PortState {
+            id: self.link.id,
+            settings: PortSettings::clone(&self.settings),
+            statistics: self.link.counters.read(),
+        }
+    }
+}
+
+/// A port, from when it was connected to when the last sender has let go of it.
+pub(super) struct Link {
+    pub(super) id: PortId,
+    pub(super) slot: usize,
+    pub(super) port: Box<dyn Port>,
+    pub(super) closed: AtomicBool,
+    pub(super) counters: Counters,
+    departed: Arc<Counters>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.departed.add(&self.counters.read());
+    }
+}
+
+/// A time in nanoseconds, which a `u64` holds for five centuries.
+pub(super) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,4 @@
+//! The virtual switch, by what its ports notice.
+
+mod learning;
+mod world;
