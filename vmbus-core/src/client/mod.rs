@@ -13,6 +13,7 @@ mod channel;
 mod connection;
 mod fault;
 mod gpadl;
+mod opening;
 mod pause;
 mod policy;
 mod reserved;
@@ -22,9 +23,10 @@ mod watch;
 
 use alloc::collections::VecDeque;
 
-pub use channel::{ChannelInfo, ChannelState, OfferInfo, OpenRequest, SignalParameters};
+pub use channel::{ChannelInfo, ChannelState, OfferInfo};
 pub use connection::{ClientConfig, ConnectFailure, Connection};
 pub use fault::{ClientError, Failure, Fault};
+pub use opening::{OpenRequest, SignalParameters};
 pub use policy::{Policy, Question};
 pub use reserved::{AnswerSlot, ReservedOpenRequest};
 
