@@ -79,6 +79,11 @@ impl Buffer {
         BufferRange { pages: Arc::clone(&self.pages), start, len }
     }
 
+    /// All pages as one range.
+    pub(crate) fn list(&self) -> Result<vmbus_core::pages::PageRanges, vmbus_core::pages::GpadlError> {
+        self.pages.ranges()
+    }
+
     fn check(&self, at: usize, len: usize) -> Result<(), ChannelError> {
         if at.checked_add(len).is_some_and(|end| end <= self.len) {
             Ok(())

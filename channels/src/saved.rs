@@ -10,7 +10,7 @@ use vmbus_core::saved::{DecodeError, SavedServer, check_parts};
 use vmbus_core::server::DeviceKey;
 use vmbus_ringbuf::{SavedConsumer, SavedProducer};
 
-use crate::channel::SavedChannel;
+use crate::channel::{SavedChannel, are_awaited};
 
 /// A partition that another root, or the same one later, can take over ([`Root::restore`](crate::Root::restore)).
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +118,9 @@ struct EncodedChannel {
     write: u32,
     #[prost(bool, tag = "6")]
     space_requested: bool,
+    /// Ids and tags, in turns.
+    #[prost(fixed64, repeated, tag = "7")]
+    awaited: Vec<u64>,
 }
 
 impl SavedPartition {
@@ -137,6 +140,7 @@ impl SavedPartition {
             published: channel.incoming.published,
             write: channel.outgoing.write,
             space_requested: channel.outgoing.space_requested,
+            awaited: channel.awaited.iter().flat_map(|(id, tag)| [*id, *tag]).collect(),
         };
         let encoded = Encoded {
             server: self.server.encode(),
@@ -183,14 +187,20 @@ fn device(encoded: &EncodedDevice) -> Result<SavedDevice, RestoreError> {
 }
 
 fn channel(encoded: EncodedChannel) -> Result<(u32, SavedChannel), RestoreError> {
-    let EncodedChannel { relid, state, read, published, write, space_requested } = encoded;
+    let EncodedChannel { relid, state, read, published, write, space_requested, awaited } = encoded;
     if state.len() > SESSION_STATE {
         return Err(RestoreError::Bad("a session that remembers too much"));
+    }
+    let (awaited, rest) = awaited.as_chunks();
+    let awaited: Vec<_> = awaited.iter().map(|[id, tag]| (*id, *tag)).collect();
+    if !rest.is_empty() || !are_awaited(&awaited) {
+        return Err(RestoreError::Bad("requests in flight that it cannot have"));
     }
     let channel = SavedChannel {
         state: Bytes::from(state),
         incoming: SavedConsumer { read, published },
         outgoing: SavedProducer { write, space_requested },
+        awaited,
     };
     Ok((relid, channel))
 }

@@ -294,7 +294,7 @@ impl Core {
     }
 
     /// Makes everybody who sleeps on this channel look again.
-    pub(super) fn nudge(&self) {
+    pub(crate) fn nudge(&self) {
         self.nudges.fetch_add(1, Ordering::AcqRel);
         self.nudge.notify_waiters();
     }

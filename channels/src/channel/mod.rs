@@ -1,9 +1,11 @@
 //! An open channel: packets both ways, with as many requests in flight as the rings hold.
 
+mod arrivals;
 mod blocking;
 mod core;
 mod flow;
 mod in_flight;
+mod lending;
 mod receiving;
 mod replies;
 mod request;
@@ -29,10 +31,13 @@ pub use self::blocking::{BlockingChannel, Tagged};
 pub(crate) use self::core::{Core, Limits};
 pub(crate) use self::flow::spin_for;
 pub use self::in_flight::Replay;
+pub(crate) use self::lending::Lend;
+use self::lending::Lends;
+pub use self::lending::Lent;
 pub use self::replies::Reply;
 pub use self::request::{Completions, Request};
 pub(crate) use self::retarget::Retarget;
-pub(crate) use self::saving::SavedChannel;
+pub(crate) use self::saving::{SavedChannel, are_awaited};
 pub(crate) use self::side::{Bit, Doorbell, Flag, Side};
 pub(crate) use self::stream::{Read, Written};
 pub(crate) use self::subchannels::{Admit, Ask};
@@ -51,6 +56,8 @@ pub struct Channel {
     subchannels: Option<Ask>,
     /// The guest's end can say where it is signalled.
     retarget: Option<Retarget>,
+    /// Memory beside the rings.
+    lends: Option<Lends>,
     _end: End,
 }
 
@@ -69,7 +76,13 @@ impl Drop for End {
 impl Channel {
     /// `then` runs after the handle is gone.
     pub(crate) fn new(core: Arc<Core>, then: Option<Box<dyn FnOnce() + Send + Sync>>) -> Self {
-        Self { core: Arc::clone(&core), subchannels: None, retarget: None, _end: End(core, then) }
+        Self {
+            core: Arc::clone(&core),
+            subchannels: None,
+            retarget: None,
+            lends: None,
+            _end: End(core, then),
+        }
     }
 
     /// How long this channel looks for work before it sleeps; [`Spin::adaptive`] without this.

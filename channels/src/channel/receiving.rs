@@ -44,6 +44,8 @@ pub(super) struct Incoming {
     pub(super) queued: VecDeque<Request>,
     /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
     memory: Option<Arc<GpaSpace>>,
+    /// Replies to tagged requests that were taken from the ring so far.
+    pub(super) tagged: u64,
     pub(super) spinner: Spinner,
     /// Limits of policy; none for most.
     pub(super) flow: Option<Box<Flow>>,
@@ -59,6 +61,7 @@ impl Incoming {
             grants,
             queued: VecDeque::new(),
             memory: None,
+            tagged: 0,
             spinner: Spinner::new(Spin::default()),
             flow: None,
         }
@@ -248,7 +251,7 @@ impl Core {
     }
 
     /// What a receiver is told of a channel that is closed: nothing, unless somebody has to know why.
-    fn closed_request(&self) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
+    pub(super) fn closed_request(&self) -> Result<Result<Option<Request>, Nothing>, ChannelError> {
         match self.ended() {
             ChannelError::Closed => Ok(Ok(None)),
             error => Err(error),
@@ -393,7 +396,7 @@ impl Core {
         Ok(true)
     }
 
-    fn next_request(
+    pub(super) fn next_request(
         self: &Arc<Self>,
         incoming: &mut Incoming,
     ) -> Result<Result<Request, Nothing>, ChannelError> {
@@ -455,8 +458,11 @@ impl Core {
                 let tagged = lock(&self.replies).complete(packet.transaction_id, reply).map_err(|_| {
                     ChannelError::Protocol("completed a request that is not in flight".into())
                 })?;
-                if tagged && self.parked.load(Ordering::Relaxed) > 0 {
-                    self.nudge();
+                if tagged {
+                    incoming.tagged = incoming.tagged.wrapping_add(1);
+                    if self.parked.load(Ordering::Relaxed) > 0 {
+                        self.nudge();
+                    }
                 }
                 Next::Routed
             }
@@ -512,7 +518,7 @@ impl Core {
     /// Takes the ring, masked, unless the channel is closed or suspended. Nobody touches the memory of such a channel's
     /// rings after [`close`](Self::close) or [`suspend`](Self::suspend) and one more lock of `incoming`, so that it can
     /// be used for something else.
-    fn enter(&self) -> Result<MutexGuard<'_, Incoming>, Untouchable> {
+    pub(super) fn enter(&self) -> Result<MutexGuard<'_, Incoming>, Untouchable> {
         self.entered(lock(&self.incoming))
     }
 
@@ -526,7 +532,11 @@ impl Core {
     }
 
     /// Gives ring space back while looking, but late: publishing moves a cache line that the peer is writing.
-    fn publish_while_looking(&self, incoming: &mut Incoming, looks: u32) -> Result<(), ChannelError> {
+    pub(super) fn publish_while_looking(
+        &self,
+        incoming: &mut Incoming,
+        looks: u32,
+    ) -> Result<(), ChannelError> {
         if looks == LOOKS_BEFORE_PUBLISHING && incoming.consumer.publish()?.is_ring() {
             incoming.side.ring();
         }
@@ -534,7 +544,10 @@ impl Core {
     }
 
     /// Lets go of the ring: unmasked if somebody sleeps on it, and then with nothing unread.
-    fn leave(self: &Arc<Self>, mut incoming: MutexGuard<'_, Incoming>) -> Result<(), ChannelError> {
+    pub(super) fn leave(
+        self: &Arc<Self>,
+        mut incoming: MutexGuard<'_, Incoming>,
+    ) -> Result<(), ChannelError> {
         incoming.memory = None;
         while self.is_open()
             && incoming.masked

@@ -44,6 +44,9 @@ enum State {
     Interrupted,
 }
 
+/// Requests in flight of a channel that is taken up, at most: as many as a ring of many megabytes holds.
+const SLOTS_AT_MOST: usize = 1 << 18;
+
 /// The index of the slot that an id names; `None` for 0.
 pub(super) fn slot_of(id: u64) -> Option<usize> {
     usize::try_from((id & u64::from(u32::MAX)).checked_sub(1)?).ok()
@@ -98,6 +101,55 @@ impl Replies {
             return Err(UnknownId);
         }
         Ok((index, slot))
+    }
+
+    /// What is in flight, as ids and tags, for another channel to wait for; `None` if somebody waits for a reply here.
+    pub(crate) fn saved(&self) -> Option<Vec<(u64, u64)>> {
+        let mut saved = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            match &slot.state {
+                State::Free => {}
+                State::Tagged { tag, .. } => {
+                    let index = u64::try_from(index).ok()?;
+                    saved.push((u64::from(slot.generation) << 32 | (index + 1), *tag));
+                }
+                State::Waiting { .. } | State::Done(_) | State::Interrupted => return None,
+            }
+        }
+        self.tagged.is_empty().then_some(saved)
+    }
+
+    /// Tags of those in flight that have one.
+    pub(crate) fn tags(&self) -> Vec<u64> {
+        let tag = |slot: &Slot| match slot.state {
+            State::Tagged { tag, .. } => Some(tag),
+            State::Free | State::Waiting { .. } | State::Done(_) | State::Interrupted => None,
+        };
+        self.slots.iter().filter_map(tag).collect()
+    }
+
+    /// Waits for what another channel has sent. `None`: ids that it cannot have given.
+    pub(crate) fn take_up(saved: &[(u64, u64)]) -> Option<Self> {
+        let mut replies = Self::default();
+        let slots = saved.iter().map(|(id, _)| slot_of(*id)).collect::<Option<Vec<_>>>()?;
+        let len = slots.iter().max().map_or(0, |last| last + 1);
+        if len > SLOTS_AT_MOST {
+            return None;
+        }
+        replies.slots.resize_with(len, || Slot { generation: 0, state: State::Free });
+        for (&index, &(id, tag)) in slots.iter().zip(saved) {
+            let slot = &mut replies.slots[index];
+            if !matches!(slot.state, State::Free) {
+                return None;
+            }
+            *slot = Slot {
+                generation: u32::try_from(id >> 32).ok()?,
+                state: State::Tagged { tag, _held: Held::new() },
+            };
+        }
+        let is_free = |index: &u32| matches!(replies.slots[*index as usize].state, State::Free);
+        replies.free = (0..u32::try_from(len).ok()?).filter(is_free).collect();
+        Some(replies)
     }
 
     /// Whether there are replies to tagged requests.
@@ -250,5 +302,39 @@ mod tests {
         assert_eq!(replies.in_flight(), 1);
         replies.complete(id, reply(b"")).unwrap();
         assert_eq!(replies.in_flight(), 0);
+    }
+
+    #[test]
+    fn another_channel_waits_for_what_this_one_sent() {
+        let mut before = Replies::default();
+        let [first, second, third] = [7, 8, 9].map(|tag| before.start_tagged(tag, Held::new()));
+        before.complete(first, reply(b"")).unwrap();
+        before.complete(third, reply(b"")).unwrap();
+        assert_eq!(before.saved(), None, "somebody has to hear of replies that have come");
+        before.take_tagged(&mut Vec::new());
+        let fourth = before.start_tagged(10, Held::new());
+        let saved = before.saved().unwrap();
+
+        let mut after = Replies::take_up(&saved).unwrap();
+        assert_eq!(after.in_flight(), 2);
+        assert!(after.complete(first, reply(b"")).is_err(), "it is over");
+        after.complete(fourth, reply(b"four")).unwrap();
+        after.complete(second, reply(b"two")).unwrap();
+        assert!(after.complete(second, reply(b"again")).is_err());
+        let mut replies = Vec::new();
+        after.take_tagged(&mut replies);
+        assert_eq!(replies, [(10, reply(b"four")), (8, reply(b"two"))]);
+    }
+
+    #[test]
+    fn ids_that_nobody_gave_are_not_waited_for() {
+        for wrong in
+            [&[(0, 1)][..], &[(1, 1), (1, 2)], &[(1, 1), (1 << 32 | 1, 2)], &[(u64::from(u32::MAX), 1)]]
+        {
+            assert!(Replies::take_up(wrong).is_none(), "{wrong:?}");
+        }
+        let mut replies = Replies::default();
+        let _ = replies.start(Held::new());
+        assert_eq!(replies.saved(), None, "somebody waits for it here");
     }
 }

@@ -13,6 +13,7 @@ use vmbus_ringbuf::{Consumer, Producer, SavedConsumer, SavedProducer, TakeUpErro
 
 use super::Channel;
 use super::core::{Core, Limits, lock};
+use super::replies::Replies;
 use super::side::Side;
 use super::swap::{Phase, Swapped};
 
@@ -25,13 +26,21 @@ pub(crate) struct SavedChannel {
     pub(crate) incoming: SavedConsumer,
     /// The ring to the peer.
     pub(crate) outgoing: SavedProducer,
+    /// Ids and tags of requests that the peer has not answered.
+    pub(crate) awaited: Vec<(u64, u64)>,
+}
+
+/// Whether a channel can have sent these requests, by ids and tags, and wait for them.
+pub(crate) fn are_awaited(requests: &[(u64, u64)]) -> bool {
+    Replies::take_up(requests).is_some()
 }
 
 impl Channel {
     /// Whether the channel is being saved: [`recv`](Self::recv) gives `None` although it is open. The session answers
     /// the requests it has, gives its state to [`save_state`](Self::save_state) and returns `Ok`; requests that other
     /// tasks answer are waited for. One that returns without cannot be saved: its device is withdrawn from this
-    /// guest and offered again after the restore.
+    /// guest and offered again after the restore. Packets that were sent with a tag may be unanswered: their replies come
+    /// to the next session, under the same tags.
     pub fn is_saving(&self) -> bool {
         self.core().is_saving()
     }
@@ -53,7 +62,10 @@ impl Core {
     ) -> Result<Arc<Self>, TakeUpError> {
         let incoming = Consumer::take_up(incoming, saved.incoming)?;
         let outgoing = Producer::take_up(outgoing, saved.outgoing)?;
-        Ok(Self::with_rings(side, area, incoming, outgoing, limits)?)
+        let core = Self::with_rings(side, area, incoming, outgoing, limits)?;
+        // Checked when it was decoded: what is in the process already was never encoded.
+        *lock(&core.replies) = Replies::take_up(&saved.awaited).unwrap_or_default();
+        Ok(core)
     }
 
     /// Tells the session to end, with what it has to remember.
@@ -90,7 +102,7 @@ impl Core {
         }
         let incoming = lock(&self.incoming).saved()?;
         let outgoing = lock(&self.outgoing).saved();
-        let awaits_replies = lock(&self.replies).in_flight() > 0;
-        (!awaits_replies).then_some(SavedChannel { state, incoming, outgoing })
+        let awaited = lock(&self.replies).saved()?;
+        Some(SavedChannel { state, incoming, outgoing, awaited })
     }
 }

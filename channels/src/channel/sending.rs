@@ -15,6 +15,7 @@ use super::core::{Core, lock};
 use super::flow::{Flow, Hold};
 use super::in_flight::{InFlight, Replay};
 use super::receiving::GRANTS_AT_ONCE;
+use super::replies::Held;
 use super::side::Side;
 use super::swap::{self, State};
 use super::{Tagged, gpa_range};
@@ -109,7 +110,7 @@ fn grants_at_once(ring: usize, size: usize) -> usize {
 }
 
 /// What became of a packet.
-enum Sent {
+pub(super) enum Sent {
     Yes,
     /// The peer must read first.
     NoRoom,
@@ -254,6 +255,31 @@ impl Core {
         Ok(Sent::Yes)
     }
 
+    /// Sends a packet if it can be sent now, whose reply goes to who collects tagged ones.
+    pub(super) fn try_send_tagged(&self, tag: u64, packet: &Packet<'_>) -> Result<Sent, ChannelError> {
+        let size = self.size_of(packet)?;
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.state != State::Open && !self.ready(&mut outgoing)? {
+            return Ok(Sent::NoRoom);
+        }
+        if !outgoing.fits(size)? {
+            return Ok(Sent::NoRoom);
+        }
+        if let Some(flow) = &mut outgoing.flow {
+            if let Some(hold) = flow.holds() {
+                return Ok(Sent::Held(hold));
+            }
+            flow.passed(bytes_moved(packet));
+        }
+        // Before it can be read: its reply may come at once.
+        let transaction_id = lock(&self.replies).start_tagged(tag, Held::new());
+        outgoing.push(&Packet { transaction_id, ..*packet }, size)?;
+        if let Some(in_flight) = &mut outgoing.in_flight {
+            in_flight.note(packet, Replay::Never);
+        }
+        Ok(Sent::Yes)
+    }
+
     /// Whether a ring that is not simply open may be written now.
     #[cold]
     fn ready(&self, outgoing: &mut Outgoing) -> Result<bool, ChannelError> {
@@ -286,7 +312,7 @@ impl Core {
         result
     }
 
-    fn size_of(&self, packet: &Packet<'_>) -> Result<usize, ChannelError> {
+    pub(super) fn size_of(&self, packet: &Packet<'_>) -> Result<usize, ChannelError> {
         packet_bytes(packet, self.longest_packet(self.capacity))
     }
 

@@ -140,6 +140,28 @@ pub enum PacketInfo<'a> {
     Other(InfoType, &'a [u8]),
 }
 
+impl PacketInfo<'_> {
+    /// Its bytes, head included, if its data is one word: so it is with all that are known here.
+    #[inline]
+    pub fn encode(&self) -> Option<[u8; WORD_PIECE]> {
+        let (kind, word) = match *self {
+            PacketInfo::TransmitChecksum(checksum) => (InfoType::TCP_IP_CHECKSUM, checksum.to_word()),
+            PacketInfo::ReceiveChecksum(checksum) => (InfoType::TCP_IP_CHECKSUM, checksum.bits()),
+            PacketInfo::LargeSend(send) => (InfoType::LARGE_SEND, send.to_word()),
+            PacketInfo::Vlan(vlan) => (InfoType::IEEE_8021Q, vlan.to_word()),
+            PacketInfo::Hash(hash) => (InfoType::HASH_VALUE, hash),
+            PacketInfo::Rsc(fragment) => (InfoType::RSC_FRAGMENT, fragment.to_word()),
+            PacketInfo::Other(..) => return None,
+        };
+        const SIZE: u32 = 16;
+        const OFFSET: u32 = 12;
+        Some(zerocopy::transmute!([SIZE, kind.0, OFFSET, word].map(U32::new)))
+    }
+}
+
+/// Bytes of a piece whose data is one word.
+const WORD_PIECE: usize = HEAD_SIZE + 4;
+
 /// Which way a frame goes: checksum information means different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -238,16 +260,19 @@ pub struct PacketInfoWriter {
 impl PacketInfoWriter {
     /// Appends a piece.
     pub fn push(&mut self, info: PacketInfo<'_>) {
-        let (kind, word) = match info {
-            PacketInfo::TransmitChecksum(checksum) => (InfoType::TCP_IP_CHECKSUM, checksum.to_word()),
-            PacketInfo::ReceiveChecksum(checksum) => (InfoType::TCP_IP_CHECKSUM, checksum.bits()),
-            PacketInfo::LargeSend(send) => (InfoType::LARGE_SEND, send.to_word()),
-            PacketInfo::Vlan(vlan) => (InfoType::IEEE_8021Q, vlan.to_word()),
-            PacketInfo::Hash(hash) => (InfoType::HASH_VALUE, hash),
-            PacketInfo::Rsc(fragment) => (InfoType::RSC_FRAGMENT, fragment.to_word()),
-            PacketInfo::Other(kind, data) => return self.put(kind, data),
-        };
-        self.put(kind, &word.to_le_bytes());
+        match (info, info.encode()) {
+            (_, Some(piece)) => self.bytes.extend_from_slice(&piece),
+            (PacketInfo::Other(kind, data), None) => self.put(kind, data),
+            (
+                PacketInfo::TransmitChecksum(_)
+                | PacketInfo::ReceiveChecksum(_)
+                | PacketInfo::LargeSend(_)
+                | PacketInfo::Vlan(_)
+                | PacketInfo::Hash(_)
+                | PacketInfo::Rsc(_),
+                None,
+            ) => {}
+        }
     }
 
     /// All pieces so far.

@@ -4,6 +4,7 @@ mod deciding;
 mod hvsock;
 mod interrupts;
 mod leaving;
+mod lending;
 mod monitor;
 mod opening;
 mod retargeting;
@@ -22,6 +23,7 @@ use vmbus_partition::{FromRoot, GuestEnd, RefusedWhat, SharedPages, Watched, rea
 
 use self::deciding::{Answered, Asking};
 use self::leaving::Leaving;
+use self::lending::Lending;
 use self::monitor::Monitors;
 use self::retargeting::{Forwarding, Moving};
 pub(super) use self::surviving::Survival;
@@ -29,7 +31,8 @@ use self::surviving::{NO_DEVICE, Resuming, Suspended};
 use super::policy::OwnPolicy;
 use super::{Link, OfferedDevice, Offers, OpenOptions};
 use crate::areas::{self, Areas};
-use crate::channel::{Channel, Core};
+use crate::buffer::Buffer;
+use crate::channel::{Channel, Core, Lent};
 use crate::error::{Error, Refusal};
 use crate::flags::Listeners;
 use crate::interrupt_page::InterruptPage;
@@ -73,6 +76,19 @@ pub(super) enum Command {
         vp: u32,
         reply: oneshot::Sender<Result<(), Error>>,
     },
+    /// A device is to have memory for longer than one request.
+    Lend {
+        relid: u32,
+        serial: u64,
+        buffer: Buffer,
+        reply: oneshot::Sender<Result<Lent, Error>>,
+    },
+    /// What it has is wanted back, by a list's name when there had been so many roots.
+    TakeBack {
+        gpadl: u32,
+        roots: u64,
+        taker: Option<oneshot::Sender<()>>,
+    },
     /// Nothing comes to this area any more from a channel that was there when there had been so many roots.
     AreaLeft {
         area: u32,
@@ -101,6 +117,8 @@ pub(super) struct Task {
     channels: HashMap<u32, OpenChannel>,
     /// Pages of rings that the host has not let go of, by page list.
     rings: HashMap<u32, Ring>,
+    /// Other memory that devices have, by page list.
+    lent: HashMap<u32, Lending>,
     by_flag: Listeners<u16>,
     /// What tells channels apart before Win8.
     interrupt_page: Option<(SharedPages, InterruptPage)>,
@@ -131,6 +149,7 @@ pub(super) struct Task {
     roots: u64,
     /// Memory that a root which may live still could write.
     lost: Vec<Ring>,
+    lost_buffers: Vec<Buffer>,
 }
 
 /// What a guest's task begins with.
@@ -224,6 +243,7 @@ impl Task {
             connections: HashMap::new(),
             channels: HashMap::new(),
             rings: HashMap::new(),
+            lent: HashMap::new(),
             by_flag: Listeners::new(),
             leaving: None,
             gifts: Arc::default(),
@@ -245,6 +265,7 @@ impl Task {
             last_attempt: 0,
             roots: 0,
             lost: Vec::new(),
+            lost_buffers: Vec::new(),
         }
     }
 
@@ -422,6 +443,8 @@ impl Task {
             Command::MoveMonitorPages(reply) => self.move_monitor_pages(reply),
             Command::Answered(answered) => self.answered(*answered),
             Command::Retarget { relid, serial, vp, reply } => self.retarget(relid, serial, vp, reply),
+            Command::Lend { relid, serial, buffer, reply } => self.lend(relid, serial, buffer, reply),
+            Command::TakeBack { gpadl, roots, taker } => self.take_back(gpadl, roots, taker),
             Command::AreaLeft { area, roots } => {
                 if roots == self.roots {
                     self.areas.give_back(area);
@@ -459,7 +482,10 @@ impl Task {
                 ClientAction::GpadlCreated { relid, gpadl, result } => {
                     self.gpadl_created(relid, gpadl, result)
                 }
-                ClientAction::GpadlTorndown { gpadl } => _ = self.rings.remove(&gpadl),
+                ClientAction::GpadlTorndown { gpadl } => {
+                    self.rings.remove(&gpadl);
+                    self.came_back(gpadl);
+                }
                 ClientAction::Opened { relid, result, .. } => self.opened(relid, result),
                 ClientAction::ConnectRefused { request, failure } => self.connect_refused(&request, failure),
                 ClientAction::MonitorPagesModified(result) => self.monitor_pages_moved(result),

@@ -119,6 +119,9 @@ impl Task {
     }
 
     pub(super) fn gpadl_created(&mut self, relid: u32, gpadl: u32, result: Result<(), Failure>) {
+        if self.lend_answered(gpadl, result) {
+            return;
+        }
         let Some(channel) = self.channels.get(&relid).filter(|channel| channel.gpadl == gpadl) else {
             return;
         };
@@ -173,7 +176,9 @@ impl Task {
         let reply = channel.reply.take().ok_or(Error::Rescinded)?;
         let (commands, serial) = (self.commands.clone(), channel.serial);
         let closed = Box::new(move || _ = commands.send(Command::Close { relid, serial }));
-        let channel = Channel::new(core, Some(closed)).with_retarget(self.retargets(relid, serial));
+        let channel = Channel::new(core, Some(closed))
+            .with_retarget(self.retargets(relid, serial))
+            .with_lend(self.lends(relid, serial));
         Ok((channel, reply))
     }
 
@@ -297,6 +302,7 @@ impl Task {
         if let (Some(reply), Some(error)) = (channel.reply.take(), error) {
             let _ = reply.send(Err(error));
         }
+        self.take_all_back(relid);
         // A list that was not created, or went with a rescind, is gone already.
         if self.client.teardown_gpadl(relid, channel.gpadl).is_ok()
             && let Some(pages) = channel.pages.take()

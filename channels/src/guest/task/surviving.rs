@@ -129,7 +129,8 @@ impl Task {
                     Command::MoveMonitorPages(reply) | Command::Retarget { reply, .. } => {
                         let _ = reply.send(Err(Error::Disconnected));
                     }
-                    Command::AreaLeft { .. } => {}
+                    Command::Lend { reply, .. } => _ = reply.send(Err(Error::Disconnected)),
+                    Command::AreaLeft { .. } | Command::TakeBack { .. } => {}
                     Command::Unload(reply) => {
                         let _ = reply.send(Err(Error::Disconnected));
                         return None;
@@ -180,6 +181,7 @@ impl Task {
             }
         }
         self.lost.extend(self.rings.drain().map(|(_, ring)| ring));
+        self.lose_lent();
         for refused in self.refused.drain(..) {
             let _ = refused.reply.send(Err(Error::Refused(crate::error::Refusal {
                 status: refused.status,
@@ -196,6 +198,7 @@ impl Task {
     /// The root is dead: takes what it has answered, and all memory back.
     fn inherit(&mut self) {
         self.lost.clear();
+        self.lost_buffers.clear();
         if let Some((pages, _)) = &self.interrupt_page {
             pages.mapping().fill_zero(0, PAGE_SIZE);
         }
@@ -282,8 +285,9 @@ impl Task {
             return;
         };
         resuming.attempt = attempt;
-        let commands = self.commands.clone();
-        let greeted = tokio::spawn(greeting.run(Channel::new(fresh, None)));
+        let (commands, serial) = (self.commands.clone(), channel.serial);
+        let fresh = Channel::new(fresh, None).with_lend(self.lends(relid, serial));
+        let greeted = tokio::spawn(greeting.run(fresh));
         tokio::spawn(async move {
             let result = match greeted.await {
                 Ok(result) => result,

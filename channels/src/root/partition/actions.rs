@@ -1,6 +1,6 @@
 //! What the protocol's state machine wants done.
 
-use vmbus_core::server::{ServerAction, ServerInput};
+use vmbus_core::server::ServerAction;
 
 use super::Partition;
 use super::deciding::bytes;
@@ -30,10 +30,10 @@ impl Partition {
                 ServerAction::Close { relid, .. } => self.close_channel(relid),
                 ServerAction::Gpadl { relid, gpadl, pages, .. } => {
                     self.shares.add(List::Made { relid, gpadl }, relid, bytes(pages.page_count()));
+                    self.lists.add(relid, gpadl, pages);
                 }
                 ServerAction::ReleaseGpadl { relid, gpadl, .. } => {
-                    self.shares.remove(List::Made { relid, gpadl });
-                    self.server.handle(ServerInput::GpadlReleased { relid, gpadl });
+                    self.recall_list(relid, gpadl);
                 }
                 ServerAction::Retarget { relid, vp, .. } => {
                     if let Some(channel) = self.open.get(&relid) {

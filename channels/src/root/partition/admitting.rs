@@ -37,6 +37,7 @@ impl Partition {
                         | Command::EndChannel { .. }
                         | Command::OfferSubchannels { .. }
                         | Command::Overdue { .. }
+                        | Command::ListReleased { .. }
                         | Command::Ended { .. },
                     ) => {}
                 },

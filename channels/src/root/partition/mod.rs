@@ -52,6 +52,7 @@ use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::flags::Listeners;
 use crate::interrupt_page::InterruptPage;
+use crate::lists::Lists;
 use crate::policy::{Limits, QuotaLimits, Revoke, Who};
 use crate::provider::Client;
 use crate::quotas::Quotas;
@@ -82,6 +83,11 @@ pub(super) enum Command {
         result: Result<(), ChannelError>,
         /// If it was to be saved, and could be.
         saved: Option<Box<SavedChannel>>,
+    },
+    /// Nobody uses a page list any more that its guest wants back.
+    ListReleased {
+        relid: u32,
+        gpadl: u32,
     },
     /// A session went on after its channel's end.
     Overdue {
@@ -147,6 +153,8 @@ pub(super) struct Partition {
     pacing: Pacing,
     /// What this partition shares over which channel.
     shares: Shares,
+    /// The same for sessions.
+    lists: Arc<Lists>,
     /// Tasks that wait for an agent. They end with the partition.
     asking: JoinSet<()>,
     /// Questions whose answers were not taken from the inbox yet.
@@ -243,6 +251,7 @@ impl Partition {
             faults: 0,
             who: admitting::who(&*end, &client),
             shares: Shares::default(),
+            lists: Arc::default(),
             asking: JoinSet::new(),
             unanswered: 0,
             admitted: HashMap::new(),
@@ -446,6 +455,7 @@ impl Partition {
             Command::Limit(quotas) => self.limit(*quotas),
             Command::Answered(answered) => self.answered(*answered),
             Command::Overdue { relid } => self.overdue(relid),
+            Command::ListReleased { relid, gpadl } => self.list_released(relid, gpadl),
             Command::Review(only) => self.review(only.as_ref()),
             Command::EndChannel { relid, refusal } => {
                 self.end_channel(relid, format!("channel {relid}"), &refusal);

@@ -108,7 +108,7 @@ impl Partition {
         self.monitors.watch(&core, open);
 
         self.opens += 1;
-        let mut channel = Channel::new(Arc::clone(&core), None);
+        let mut channel = Channel::new(Arc::clone(&core), None).with_lender(self.lender(relid));
         if is_primary {
             channel = channel.with_subchannels(self.asks_for_subchannels(relid, self.opens));
         }

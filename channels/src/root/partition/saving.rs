@@ -98,6 +98,7 @@ impl Partition {
             },
             Command::Status(reply) => _ = reply.send(self.status()),
             Command::Overdue { relid } => self.overdue(relid),
+            Command::ListReleased { relid, gpadl } => self.list_released(relid, gpadl),
             Command::Save(reply) => _ = reply.send(Err(SaveError::NoPartition(self.client.id))),
             // What comes with these is there after the restore, too, or is asked again.
             Command::Offer(_)

@@ -1,8 +1,12 @@
 //! What a partition shares over which channel, in bytes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use vmbus_core::server::AskId;
+use vmbus_core::server::{AskId, ServerInput};
+
+use super::{Command, Partition};
+use crate::lists::Lender;
 
 /// A page list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +45,29 @@ impl Shares {
                 self.held.remove(&relid);
             }
         }
+    }
+}
+
+impl Partition {
+    /// The guest wants a list back: a session that has it is told, and says when it has not.
+    pub(super) fn recall_list(&mut self, relid: u32, gpadl: u32) {
+        if self.lists.recall(relid, gpadl) {
+            self.list_released(relid, gpadl);
+        } else if let Some(channel) = self.open.get(&relid) {
+            channel.core.nudge();
+        }
+    }
+
+    pub(super) fn list_released(&mut self, relid: u32, gpadl: u32) {
+        self.shares.remove(List::Made { relid, gpadl });
+        self.server.handle(ServerInput::GpadlReleased { relid, gpadl });
+    }
+
+    /// Where the session of a channel finds its lists.
+    pub(super) fn lender(&self, relid: u32) -> Lender {
+        let commands = self.commands.clone();
+        let released = move |gpadl| _ = commands.send(Command::ListReleased { relid, gpadl });
+        Lender { lists: Arc::clone(&self.lists), relid, released: Arc::new(released) }
     }
 }
 
