@@ -52,7 +52,8 @@ pub use policy::{AllowAll, DenyAll, PolicyAgent};
 pub use provider::{Client, OpenRequest, Provider, Session};
 pub use quotas::{BusQuotas, Quotas, Used};
 pub use root::{
-    ChannelStatus, DeviceHandle, DeviceStatus, MonitorPageSource, PartitionStatus, Root, RootBuilder, Status,
+    Asked, ChannelStatus, DeviceHandle, DeviceStatus, MonitorPageSource, PartitionStatus, Root, RootBuilder,
+    Status,
 };
 pub use saved::{RestoreError, SaveError, SavedPartition};
 pub use spin::Spin;

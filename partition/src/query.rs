@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-/// Frame type of the question. No payload.
+/// Frame type of the question. Its payload is the topic, a line break and the argument; none for the usual question.
 const QUERY: u32 = 0x4000_0010;
 /// Frame type of a piece of the answer.
 const REPORT: u32 = 0x4000_0090;
@@ -20,8 +20,10 @@ const REPORT: u32 = 0x4000_0090;
 const HEADER: usize = 16;
 /// Longest piece of the answer in one frame, in bytes.
 const PIECE: usize = 32 << 10;
-/// Longest answer that is taken, in bytes.
-const LONGEST_ANSWER: usize = 64 << 20;
+/// Longest question that is taken, in bytes.
+const LONGEST_QUESTION: usize = 4096;
+/// Longest answer that is taken at once, in bytes.
+const LONGEST_ANSWER: u64 = 64 << 20;
 /// How long either end waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -41,42 +43,147 @@ pub fn is_query(stream: &UnixStream) -> io::Result<Option<bool>> {
     }
 }
 
-/// Sends the answer to a question. Blocks for a few seconds at most.
+/// What is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// About what; nothing for what the root says of itself. No line breaks.
+    pub topic: String,
+    /// What more there is to say about it.
+    pub argument: String,
+}
+
+/// Takes the question from a connection for which [`is_query`] is true. Blocks for a few seconds at most.
 ///
 /// # Errors
-/// The system's.
-pub fn answer(mut stream: &UnixStream, report: &[u8]) -> io::Result<()> {
+/// The system's; [`io::ErrorKind::InvalidData`] if it is too long or no text.
+pub fn hear(mut stream: &UnixStream) -> io::Result<Question> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    // A socket that is closed with something unread resets the connection, and the answer with it.
-    stream.read_exact(&mut [0; HEADER])?;
-    for piece in report.chunks(PIECE) {
-        stream.write_all(&header(REPORT, piece.len()))?;
-        stream.write_all(piece)?;
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header)?;
+    let len = length_in(&header);
+    if len > LONGEST_QUESTION {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the question is too long"));
     }
-    stream.shutdown(Shutdown::Write)
+    let mut text = vec![0; len];
+    stream.read_exact(&mut text)?;
+    let text = String::from_utf8(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let (topic, argument) = text.split_once('\n').unwrap_or((&text, ""));
+    Ok(Question { topic: topic.into(), argument: argument.into() })
 }
 
-/// Asks the root that listens at `path`. Blocks for a few seconds at most.
+/// Sends the answer to a question that was [heard](hear). Blocks for a few seconds at most.
+///
+/// # Errors
+/// The system's.
+pub fn answer(stream: UnixStream, report: &[u8]) -> io::Result<()> {
+    let mut answer = Answer::new(stream);
+    answer.write_all(report)?;
+    answer.finish()
+}
+
+/// An answer that is written little by little, each write sent at once. A write fails if the other end does not read for
+/// a few seconds.
+#[derive(Debug)]
+pub struct Answer {
+    stream: UnixStream,
+}
+
+impl Answer {
+    /// The answer to the question that was [heard](hear) on this connection.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream }
+    }
+
+    /// Whether the one who asked is still there. Does not wait.
+    pub fn is_wanted(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(self.stream.as_raw_fd(), &mut [0], flags), Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR))
+    }
+
+    /// Ends it, so that the other end knows that it is whole.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn finish(self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+}
+
+impl Write for Answer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = bytes.get(..PIECE).unwrap_or(bytes);
+        if !piece.is_empty() {
+            self.stream.write_all(&header(REPORT, piece.len()))?;
+            self.stream.write_all(piece)?;
+        }
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Asks the root that listens at `path` and waits for the whole answer. Blocks for a few seconds at most.
 ///
 /// # Errors
 /// The system's; [`io::ErrorKind::InvalidData`] if it answers something else.
-pub fn ask(path: &Path) -> io::Result<Vec<u8>> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(&header(QUERY, 0))?;
+pub fn ask(path: &Path, question: &Question) -> io::Result<Vec<u8>> {
     let mut report = Vec::new();
-    while let Some(len) = next_piece(&mut stream)? {
-        let start = report.len();
-        if start + len > LONGEST_ANSWER {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));
-        }
-        report.resize(start + len, 0);
-        stream.read_exact(&mut report[start..])?;
+    let answer = Report::to(path, question, Some(PATIENCE))?;
+    answer.take(LONGEST_ANSWER + 1).read_to_end(&mut report)?;
+    if report.len() as u64 > LONGEST_ANSWER {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));
     }
     Ok(report)
+}
+
+/// An answer as it comes.
+#[derive(Debug)]
+pub struct Report {
+    stream: UnixStream,
+    /// Bytes of the piece under way.
+    left: usize,
+}
+
+impl Report {
+    /// Asks the root that listens at `path`. `patience` is how long a read waits; without one it waits for ever.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn to(path: &Path, question: &Question, patience: Option<Duration>) -> io::Result<Self> {
+        let mut stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(patience)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut text = question.topic.clone();
+        if !question.argument.is_empty() {
+            text.push('\n');
+            text.push_str(&question.argument);
+        }
+        stream.write_all(&header(QUERY, text.len()))?;
+        stream.write_all(text.as_bytes())?;
+        Ok(Self { stream, left: 0 })
+    }
+}
+
+impl Read for Report {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.left == 0 {
+            match next_piece(&mut self.stream)? {
+                Some(len) => self.left = len,
+                None => return Ok(0),
+            }
+        }
+        let len = into.len().min(self.left);
+        let read = self.stream.read(&mut into[..len])?;
+        if read == 0 && len > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= read;
+        Ok(read)
+    }
 }
 
 /// Length of the next piece of the answer; `None` at its end.
@@ -86,8 +193,8 @@ fn next_piece(stream: &mut UnixStream) -> io::Result<Option<usize>> {
         return Ok(None);
     }
     stream.read_exact(&mut header[1..])?;
-    let [a, b, c, d, e, f, g, h, ..] = header;
-    let len = u32::from_le_bytes([e, f, g, h]) as usize;
+    let [a, b, c, d, ..] = header;
+    let len = length_in(&header);
     if u32::from_le_bytes([a, b, c, d]) != REPORT || len > PIECE {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -95,6 +202,11 @@ fn next_piece(stream: &mut UnixStream) -> io::Result<Option<usize>> {
         ));
     }
     Ok(Some(len))
+}
+
+fn length_in(header: &[u8; HEADER]) -> usize {
+    let [_, _, _, _, a, b, c, d, ..] = *header;
+    usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX)
 }
 
 fn header(kind: u32, len: usize) -> [u8; HEADER] {
@@ -115,15 +227,13 @@ mod tests {
         theirs.write_all(&header(QUERY, 0)).unwrap();
         assert_eq!(is_query(&ours).unwrap(), Some(true));
 
+        assert_eq!(hear(&ours).unwrap(), Question::default());
+
         let report: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
         let sent = report.clone();
-        let answering = std::thread::spawn(move || answer(&ours, &sent));
+        let answering = std::thread::spawn(move || answer(ours, &sent));
         let mut received = Vec::new();
-        while let Some(len) = next_piece(&mut theirs).unwrap() {
-            let start = received.len();
-            received.resize(start + len, 0);
-            theirs.read_exact(&mut received[start..]).unwrap();
-        }
+        Report { stream: theirs, left: 0 }.read_to_end(&mut received).unwrap();
         answering.join().unwrap().unwrap();
         assert_eq!(received, report);
 
@@ -131,5 +241,35 @@ mod tests {
         theirs.write_all(&header(1, 0)).unwrap();
         assert_eq!(is_query(&ours).unwrap(), Some(false));
         drop(theirs);
+    }
+
+    #[test]
+    fn a_question_has_a_topic_and_an_argument_and_ends_with_who_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let question = Question { topic: "net".into(), argument: "stats\nlan".into() };
+        let mut report = Report::to(&path, &question, None).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        assert_eq!(hear(&ours).unwrap(), question);
+        let mut answer = Answer::new(ours);
+        answer.write_all(b"one").unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(report.read(&mut bytes).unwrap(), 3, "it is not kept back");
+        assert!(answer.is_wanted());
+        drop(report);
+        assert!(!answer.is_wanted());
+        assert!(answer.write_all(b"two").is_err());
+    }
+
+    #[test]
+    fn a_question_that_is_too_long_or_no_text_is_not_heard() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&header(QUERY, LONGEST_QUESTION + 1)).unwrap();
+        assert_eq!(hear(&ours).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&header(QUERY, 1)).unwrap();
+        theirs.write_all(&[0xff]).unwrap();
+        assert_eq!(hear(&ours).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -74,10 +74,7 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
         }
     };
     if asks {
-        user?;
-        let status = serde_json::to_vec(&root.status().await).map_err(|error| error.to_string())?;
-        let answered = tokio::task::spawn_blocking(move || query::answer(&stream, &status)).await;
-        return answered.map_err(|error| error.to_string())?.map_err(|error| error.to_string());
+        return answer(root, stream, user?).await;
     }
     let name = vm.as_deref().unwrap_or("unnamed");
     let mut attaching = Attaching::new(stream, name, root.next_partition(), limits(&root.quotas))
@@ -104,6 +101,17 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
         }
         wait().await?;
     }
+}
+
+/// Answers a question about the root, or has it answered by whom it concerns.
+async fn answer(root: &Arc<Inner>, stream: UnixStream, user: u32) -> Result<(), String> {
+    let waiting = |error: tokio::task::JoinError| error.to_string();
+    let asked = Arc::clone(root);
+    let heard = tokio::task::spawn_blocking(move || asked.answerers.hear(stream, user));
+    let Some(stream) = heard.await.map_err(waiting)?? else { return Ok(()) };
+    let status = serde_json::to_vec(&root.status().await).map_err(|error| error.to_string())?;
+    let answered = tokio::task::spawn_blocking(move || query::answer(stream, &status)).await;
+    answered.map_err(waiting)?.map_err(|error| error.to_string())
 }
 
 /// What a partition is held to from its first frame on.

@@ -1,5 +1,6 @@
 //! The root of a bus: devices on one side, partitions on the other.
 
+mod answering;
 mod claims;
 mod devices;
 mod door;
@@ -26,6 +27,8 @@ use vmbus_core::Version;
 use vmbus_core::server::ServerConfig;
 use vmbus_partition::{Listener, RootEnd, reactor};
 
+use self::answering::Answerers;
+pub use self::answering::Asked;
 use self::claims::Claims;
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
@@ -64,6 +67,7 @@ pub(crate) struct Inner {
     devices: Mutex<Devices>,
     services: Arc<Services>,
     hvsock: HvLimits,
+    answerers: Answerers,
     door: Arc<Door>,
     monitor_pages: MonitorPageSource,
     partitions: Mutex<BTreeMap<u32, Inbox>>,
@@ -202,6 +206,7 @@ impl RootBuilder {
             devices: Mutex::default(),
             services: Services::new(),
             hvsock: self.hvsock,
+            answerers: Answerers::default(),
             door: Door::new(self.bus_quotas),
             monitor_pages: self.monitor_pages,
             partitions: Mutex::default(),

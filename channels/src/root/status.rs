@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use vmbus_partition::query;
 
 use super::{Command, Inner, lock};
 use crate::quotas::Used;
@@ -82,7 +83,8 @@ impl Status {
     /// # Errors
     /// The system's: nobody listens, or not a root.
     pub fn of(path: impl AsRef<Path>) -> io::Result<Self> {
-        serde_json::from_slice(&vmbus_partition::query::ask(path.as_ref())?).map_err(io::Error::other)
+        let question = query::Question::default();
+        serde_json::from_slice(&query::ask(path.as_ref(), &question)?).map_err(io::Error::other)
     }
 }
 
