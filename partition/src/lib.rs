@@ -35,6 +35,7 @@ pub mod reactor;
 pub mod ring;
 mod root_link;
 mod stream;
+pub mod tap;
 
 pub use allocator::{AllocError, PageAllocator, SharedPages};
 pub use attach::{AttachLimits, Attaching};
@@ -52,3 +53,4 @@ pub use listener::{ListenError, Listener};
 pub use memory::{Mapping, Memfd, MemoryError};
 pub use ring::RingMapping;
 pub use root_link::ControlRoot;
+pub use tap::Tap;

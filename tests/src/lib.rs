@@ -14,6 +14,7 @@
 //! Where a need is not met the test says why on stderr and passes without having run. `VMBUS_REQUIRE=all`, or a list
 //! such as `VMBUS_REQUIRE=root,fuse`, turns that into a failure: a build server that lost a device must not go green.
 
+pub mod netns;
 pub mod sim;
 
 use std::fmt;
@@ -179,6 +180,12 @@ fn has_capability(capability: Capability) -> bool {
 fn cannot_open(device: &str) -> Option<String> {
     let opened = OpenOptions::new().read(true).write(true).open(device);
     opened.err().map(|error| format!("{device} cannot be opened: {error}"))
+}
+
+/// The first of these programs that is not installed, in a sentence for [`skip!`].
+pub fn missing_program(programs: &[&str]) -> Option<String> {
+    let missing = programs.iter().find(|program| !is_on_path(program))?;
+    Some(format!("the program {missing} is not installed: see what .ci/run installs"))
 }
 
 fn is_on_path(program: &str) -> bool {

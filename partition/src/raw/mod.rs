@@ -11,6 +11,7 @@ mod io;
 mod map;
 #[cfg(feature = "tokio")]
 mod register;
+pub(crate) mod tap;
 mod view;
 
 pub(crate) use doubled::Doubled;
