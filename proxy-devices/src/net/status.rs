@@ -69,8 +69,8 @@ pub struct AddressStatus {
     pub vlan: u16,
     /// The number of the port behind which it is.
     pub port: u32,
-    /// How long ago it last sent, in seconds.
-    pub idle: u64,
+    /// How long ago it last sent, in seconds. `None`: the port has it for itself, and it is never forgotten.
+    pub idle: Option<u64>,
 }
 
 impl NetStatus {
@@ -99,7 +99,7 @@ impl SwitchStatus {
                 address: known.address.to_string(),
                 vlan: known.vlan,
                 port: known.port.0,
-                idle: known.idle.as_secs(),
+                idle: known.idle.map(|idle| idle.as_secs()),
             })
             .collect();
         addresses.sort_by(|a, b| (&a.address, a.vlan).cmp(&(&b.address, b.vlan)));

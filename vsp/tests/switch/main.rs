@@ -1,4 +1,8 @@
 //! The virtual switch, by what its ports notice.
 
+mod guards;
 mod learning;
+mod offloads;
+mod packets;
+mod vlans;
 mod world;

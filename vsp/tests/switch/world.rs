@@ -90,6 +90,10 @@ impl Station {
     pub(crate) fn received(&self) -> Vec<Vec<u8>> {
         self.inbox.take().into_iter().map(|(bytes, _)| bytes).collect()
     }
+
+    pub(crate) fn received_with_offloads(&self) -> Vec<(Vec<u8>, Offload)> {
+        self.inbox.take()
+    }
 }
 
 /// What a port got.

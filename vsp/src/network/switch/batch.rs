@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::forward::Work;
-use super::offload::Offload;
+use super::offload::{Offload, Vlan};
+use super::work::Work;
 
 /// The longest frame: an IP packet of 64 KiB, its Ethernet header and one tag.
 pub const MAX_FRAME: usize = 65_535 + 14 + 4;
@@ -193,6 +193,18 @@ impl Arena {
         (&mut self.bytes[head.start..head.start + head.len], &mut head.offload)
     }
 
+    pub(super) fn bytes_of(&self, index: usize) -> &[u8] {
+        let head = &self.heads[index];
+        &self.bytes[head.start..head.start + head.len]
+    }
+
+    /// Lets a frame begin so many bytes later, of those that it has.
+    pub(super) fn cut_front(&mut self, index: usize, bytes: usize) {
+        let head = &mut self.heads[index];
+        head.start += bytes;
+        head.len -= bytes;
+    }
+
     pub(super) fn frames<'a>(&'a self, picked: Picked<'a>, tags: Tags) -> Frames<'a> {
         Frames { arena: self, picked, tags }
     }
@@ -205,22 +217,47 @@ pub(super) enum Picked<'a> {
     These(&'a [u32]),
 }
 
+impl Picked<'_> {
+    /// How many these are of an arena.
+    pub(super) fn len(&self, arena: &Arena) -> usize {
+        match self {
+            Self::All => arena.heads.len(),
+            Self::These(indices) => indices.len(),
+        }
+    }
+
+    /// Calls `visit` with each index, where `all` frames are in the arena.
+    pub(super) fn for_each(&self, all: usize, visit: impl FnMut(usize)) {
+        match self {
+            Self::All => (0..all).for_each(visit),
+            Self::These(indices) => indices.iter().map(|&index| index as usize).for_each(visit),
+        }
+    }
+}
+
 /// Which tags a receiver sees.
 #[derive(Clone, Copy)]
 pub(super) enum Tags {
     Keep,
     /// All but this one: its frames are untagged there.
-    #[expect(dead_code, reason = "for ports in VLANs")]
     Without(u16),
+}
+
+impl Tags {
+    /// What a receiver sees of this tag.
+    #[inline]
+    pub(super) fn shown(self, tag: Option<Vlan>) -> Option<Vlan> {
+        match self {
+            Self::Keep => tag,
+            Self::Without(untagged) => tag.filter(|tag| tag.id != untagged),
+        }
+    }
 }
 
 impl<'a> Frames<'a> {
     /// How many there are.
     pub fn len(&self) -> usize {
-        match self.picked {
-            Picked::All => self.arena.heads.len(),
-            Picked::These(indices) => indices.len(),
-        }
+        self.picked.len(self.arena)
     }
 
     /// Whether there are none.
@@ -236,14 +273,7 @@ impl<'a> Frames<'a> {
             Picked::These(indices) => *indices.get(index)? as usize,
         };
         let &Head { start, len, mut offload } = self.arena.heads.get(index)?;
-        match self.tags {
-            Tags::Keep => {}
-            Tags::Without(untagged) => {
-                if offload.vlan.is_some_and(|vlan| vlan.id == untagged) {
-                    offload.vlan = None;
-                }
-            }
-        }
+        offload.vlan = self.tags.shown(offload.vlan);
         Some(Frame { bytes: &self.arena.bytes[start..start + len], offload })
     }
 

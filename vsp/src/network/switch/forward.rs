@@ -1,16 +1,25 @@
-//! A batch on its way: who gets which frame.
+//! A batch on its way: who gets which frame, and which goes to nobody.
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use super::addresses::{Known, Station};
 use super::batch::{Arena, Batch};
+use super::ip::{self, Claim};
+use super::limit::{Bucket, Rate};
 use super::mac::MacAddress;
-use super::statistics::{Count, DropReason, Drops};
-use super::switch::{Link, Ports, Shared, Tables};
+use super::offload::{Checksum, HeaderChecksum, Offload};
+use super::settings::{Mirror, Permission, PortSettings, Senders};
+use super::statistics::{Count, DropReason};
+use super::switch::{Link, Shared, Tables};
+use super::work::{Flood, Work};
+use super::{checksum, segment};
 
 /// Ports that send when they are delivered to may do so through so many others.
 const DEEPEST: u32 = 4;
+
+/// Stations that are learned from one batch at most; the table is locked meanwhile.
+const LEARNED_AT_ONCE: usize = 64;
 
 /// Sends a batch from a port.
 pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) {
@@ -24,11 +33,11 @@ pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) {
         Some(_depth) => {
             let now = shared.now();
             let tables = shared.read();
-            work.sort(&tables, link, arena, now);
+            sort(&tables, link, arena, work, now);
             let ports = Arc::clone(&tables.ports);
             drop(tables);
-            work.learn(shared, link, now);
-            work.deliver(&ports, link, arena)
+            learn(shared, link, work, now);
+            work.deliver(&ports, link, arena, now)
         }
         None => {
             work.drops.add(DropReason::Loop, sent.frames);
@@ -39,177 +48,208 @@ pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) {
     arena.clear();
 }
 
-/// What the switch writes down about a batch. It keeps its memory for the next.
-#[derive(Debug, Default)]
-pub(super) struct Work {
-    /// Frames for all ports.
-    pub(super) floods: Vec<u32>,
-    /// Frames for one port each, by its slot.
-    queues: Vec<Queue>,
-    /// Slots whose queues are not empty.
-    pub(super) receivers: Vec<usize>,
-    /// For each frame the one behind it in its queue.
-    next: Vec<u32>,
-    /// Senders that the switch does not know yet.
-    learn: Vec<Station>,
-    /// What goes on to nobody.
-    pub(super) drops: Drops,
-    /// Frames of one delivery.
-    pub(super) picked: Vec<u32>,
+/// Decides for each frame.
+fn sort(tables: &Tables, link: &Arc<Link>, arena: &mut Arena, work: &mut Work, now: u64) {
+    let Some(member) = tables.member_of(link) else {
+        work.drops.add(DropReason::Disconnected, arena.heads.len() as u64);
+        return;
+    };
+    work.make_room(tables.ports.members.len());
+    let settings = &*member.settings;
+    let mut sender = Sender {
+        tables,
+        link,
+        settings,
+        now,
+        flood_limit: settings.flood_limit.map(|rate| Limit::new(link.flood_bucket(), rate, now)),
+        send_limit: settings.send_limit.map(|rate| Limit::new(link.send_bucket(), rate, now)),
+        last: None,
+    };
+    let guarded = settings.dhcp_server == Permission::Denied || settings.router == Permission::Denied;
+    for (index, frame) in (0..).zip(0..arena.heads.len()) {
+        let fate = sender.fate(arena, frame, work, guarded);
+        match fate {
+            Ok(Fate::Port(slot)) => work.enqueue(slot, index),
+            Ok(Fate::Flood(unknown)) => {
+                work.flood(Flood { index, vlan: sender.vlan(), unknown, reached: false })
+            }
+            Err(reason) => work.drops.add(reason, 1),
+        }
+    }
 }
-
-/// Frames for one port, in order.
-#[derive(Clone, Copy, Debug)]
-struct Queue {
-    first: u32,
-    last: u32,
-    frames: usize,
-}
-
-const NOTHING: u32 = u32::MAX;
-const EMPTY: Queue = Queue { first: NOTHING, last: NOTHING, frames: 0 };
 
 /// Where a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Port(usize),
-    Flood,
-    Dropped(DropReason),
+    Flood(Unknown),
 }
 
-impl Work {
-    fn begin(&mut self, frames: usize) {
-        for slot in self.receivers.drain(..) {
-            self.queues[slot] = EMPTY;
-        }
-        self.floods.clear();
-        self.learn.clear();
-        self.next.clear();
-        self.next.resize(frames, NOTHING);
-        self.drops = Drops::default();
+/// Why a frame goes to everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unknown {
+    /// It is for a group.
+    Group,
+    /// The switch does not know where its receiver is.
+    Station,
+}
+
+/// What a frame's fate depends on, beside what its sender may do at all: both addresses and the VLAN.
+type Key = ([u8; 12], u16);
+
+/// The port that sends, as it is treated during one batch.
+struct Sender<'a> {
+    tables: &'a Tables,
+    link: &'a Link,
+    settings: &'a PortSettings,
+    now: u64,
+    flood_limit: Option<Limit<'a>>,
+    send_limit: Option<Limit<'a>>,
+    /// Frames of one flow come in a row, and all of them go where the first one goes.
+    last: Option<(Key, Result<Fate, DropReason>)>,
+}
+
+impl Sender<'_> {
+    /// The VLAN of the frame that was looked at last.
+    fn vlan(&self) -> u16 {
+        self.last.map_or(0, |((_, vlan), _)| vlan)
     }
 
-    /// Decides for each frame.
-    fn sort(&mut self, tables: &Tables, link: &Arc<Link>, arena: &mut Arena, now: u64) {
-        if tables.member_of(link).is_none() {
-            self.drops.add(DropReason::Disconnected, arena.heads.len() as u64);
-            return;
+    fn fate(
+        &mut self,
+        arena: &mut Arena,
+        frame: usize,
+        work: &mut Work,
+        guarded: bool,
+    ) -> Result<Fate, DropReason> {
+        match self.settings.mirror {
+            Mirror::Destination => return Err(DropReason::MirrorPort),
+            Mirror::Off | Mirror::Source(_) => {}
         }
-        if self.queues.len() < tables.ports.len() {
-            self.queues.resize(tables.ports.len(), EMPTY);
+        let vlan = self.settings.vlan.admit(arena, frame)?;
+        let (bytes, offload) = arena.frame_mut(frame);
+        let addresses = *bytes.first_chunk().ok_or(DropReason::Malformed)?;
+        prepare(bytes, offload)?;
+        work.needs.note(offload);
+        if self.settings.mirror.shows_sent() {
+            work.mirrored.push(u32::try_from(frame).unwrap_or(u32::MAX));
         }
-        // Frames of one flow come in a row, and all of them go where the first one goes.
-        let mut last: Option<([u8; 12], Fate)> = None;
-        for (index, frame) in (0..).zip(0..arena.heads.len()) {
-            let (bytes, _) = arena.frame_mut(frame);
-            let Some((addresses, _)) = bytes.split_first_chunk::<12>().filter(|(_, rest)| rest.len() >= 2)
-            else {
-                self.drops.add(DropReason::Malformed, 1);
-                continue;
-            };
-            let fate = match last {
-                Some((same, fate)) if same == *addresses => fate,
-                Some(_) | None => self.fate(tables, link, addresses, now),
-            };
-            last = Some((*addresses, fate));
-            match fate {
-                Fate::Port(slot) => self.enqueue(slot, index),
-                Fate::Flood => self.floods.push(index),
-                Fate::Dropped(reason) => self.drops.add(reason, 1),
+        if guarded {
+            self.guard(bytes)?;
+        }
+        let key = (addresses, vlan);
+        let fate = match self.last {
+            Some((same, fate)) if same == key => fate,
+            Some(_) | None => {
+                let fate = self.look_up(key, work);
+                self.last = Some((key, fate));
+                fate
             }
+        }?;
+        let floods = matches!(fate, Fate::Flood(_));
+        if floods && self.flood_limit.as_mut().is_some_and(|limit| !limit.0.take(1)) {
+            return Err(DropReason::FloodLimit);
+        }
+        if self.send_limit.as_mut().is_some_and(|limit| !limit.0.take(bytes.len())) {
+            return Err(DropReason::RateLimit);
+        }
+        Ok(fate)
+    }
+
+    fn guard(&self, bytes: &[u8]) -> Result<(), DropReason> {
+        let Some(claim) = ip::claim(bytes) else { return Ok(()) };
+        match (claim, self.settings.dhcp_server, self.settings.router) {
+            (Claim::DhcpServer | Claim::Hidden, Permission::Denied, _) => Err(DropReason::DhcpGuard),
+            (Claim::Router | Claim::Hidden, _, Permission::Denied) => Err(DropReason::RouterGuard),
+            (Claim::DhcpServer, Permission::Allowed, _)
+            | (Claim::Router, _, Permission::Allowed)
+            | (Claim::Hidden, Permission::Allowed, Permission::Allowed) => Ok(()),
         }
     }
 
-    fn fate(&mut self, tables: &Tables, link: &Link, addresses: &[u8; 12], now: u64) -> Fate {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = *addresses;
+    fn look_up(&self, (addresses, vlan): Key, work: &mut Work) -> Result<Fate, DropReason> {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = addresses;
         let (to, from) = (MacAddress([a, b, c, d, e, f]), MacAddress([g, h, i, j, k, l]));
         if !from.is_station() {
-            return Fate::Dropped(DropReason::Malformed);
+            return Err(DropReason::Malformed);
         }
-        let sender = Station::new(0, from.to_u64());
-        match tables.addresses.saw(sender, link.slot, now) {
-            Known::Here => {}
-            Known::No => self.learn.push(sender),
+        match &self.settings.senders {
+            Senders::Any => {}
+            Senders::Only(own) if own.contains(&from) => {}
+            Senders::Only(_) => return Err(DropReason::Spoofed),
+        }
+        let known = &self.tables.addresses;
+        let sender = Station::new(vlan, from.to_u64());
+        match known.saw(sender, self.link.slot, self.settings.addresses, self.now) {
+            Known::Here | Known::NoRoom => {}
+            Known::New if work.learn.len() < LEARNED_AT_ONCE => work.learn.push(sender),
+            Known::New => {}
+            Known::Owned => return Err(DropReason::Spoofed),
+        }
+        if to.is_link_local() {
+            return Err(DropReason::LinkLocal);
         }
         if to.is_group() {
-            return Fate::Flood;
+            return Ok(Fate::Flood(Unknown::Group));
         }
-        match tables.addresses.find(Station::new(0, to.to_u64()), now) {
-            Some(slot) if slot == link.slot => Fate::Dropped(DropReason::SamePort),
-            Some(slot) => Fate::Port(slot),
-            None => Fate::Flood,
-        }
-    }
-
-    fn enqueue(&mut self, slot: usize, index: u32) {
-        let queue = &mut self.queues[slot];
-        if queue.frames == 0 {
-            queue.first = index;
-            self.receivers.push(slot);
-        } else {
-            self.next[queue.last as usize] = index;
-        }
-        queue.last = index;
-        queue.frames += 1;
-    }
-
-    /// Writes down who is behind the port.
-    fn learn(&mut self, shared: &Shared, link: &Arc<Link>, now: u64) {
-        if self.learn.is_empty() {
-            return;
-        }
-        let mut tables = shared.write();
-        // The port may have been disconnected since the batch was sorted, and its slot be another's.
-        if tables.member_of(link).is_some() {
-            for station in self.learn.drain(..) {
-                tables.addresses.learn(station, link.slot, now);
+        let Some(slot) = known.find(Station::new(vlan, to.to_u64()), self.now) else {
+            return Ok(Fate::Flood(Unknown::Station));
+        };
+        match self.tables.ports.member(slot) {
+            _ if slot == self.link.slot => Err(DropReason::SamePort),
+            Some(receiver) if !receiver.settings.vlan.carries(vlan) => Err(DropReason::Vlan),
+            Some(receiver) if !self.settings.isolation.permits(receiver.settings.isolation) => {
+                Err(DropReason::Isolated)
             }
+            Some(_) => Ok(Fate::Port(slot)),
+            None => Err(DropReason::NoReceiver),
         }
     }
+}
 
-    /// Frames that are for this port alone, so far.
-    pub(super) fn queued(&self, slot: usize) -> usize {
-        self.queues.get(slot).map_or(0, |queue| queue.frames)
+/// Puts right what every receiver needs, and checks what a sender says about a frame.
+fn prepare(bytes: &mut [u8], offload: &mut Offload) -> Result<(), DropReason> {
+    if offload.header == HeaderChecksum::Missing {
+        let header = ip::header_v4(bytes).ok_or(DropReason::Offload)?;
+        checksum::complete_header(header);
+        offload.header = HeaderChecksum::Valid;
     }
-
-    /// Picks the frames of one port, its own and the floods, in order.
-    pub(super) fn pick(&mut self, slot: usize) {
-        self.picked.clear();
-        let mut own = self.queues.get(slot).map_or(NOTHING, |queue| queue.first);
-        for &flood in &self.floods {
-            while own < flood {
-                self.picked.push(own);
-                own = self.next[own as usize];
-            }
-            self.picked.push(flood);
-        }
-        while own != NOTHING {
-            self.picked.push(own);
-            own = self.next[own as usize];
+    if let Some(segmentation) = offload.segmentation {
+        segment::prepare(bytes, segmentation).ok_or(DropReason::Offload)?;
+        offload.checksum = Checksum::tcp(segmentation.tcp_offset);
+        return Ok(());
+    }
+    match offload.checksum {
+        Checksum::Unknown | Checksum::Valid => Ok(()),
+        Checksum::Missing { start, field } => {
+            let (start, end) = (usize::from(start), ip::end(bytes));
+            let fits = start >= ip::ETHERNET && start + usize::from(field) + 2 <= end;
+            if fits { Ok(()) } else { Err(DropReason::Offload) }
         }
     }
+}
 
-    /// Hands each receiver its frames. Gives how many copies that made.
-    fn deliver(&mut self, ports: &Ports, link: &Link, arena: &mut Arena) -> u64 {
-        if self.floods.is_empty() {
-            let receivers = std::mem::take(&mut self.receivers);
-            let copies = receivers.iter().map(|&slot| self.deliver_to(ports, slot, arena)).sum();
-            self.receivers = receivers;
-            return copies;
-        }
-        let others = (0..ports.len()).filter(|&slot| slot != link.slot);
-        let mut flooded_to = 0_u64;
-        let mut copies = 0;
-        for slot in others {
-            if ports[slot].is_some() {
-                flooded_to += 1;
-                copies += self.deliver_to(ports, slot, arena);
-            }
-        }
-        if flooded_to == 0 {
-            self.drops.add(DropReason::NoReceiver, self.floods.len() as u64);
-        }
-        copies
+/// Writes down who is behind the port.
+fn learn(shared: &Shared, link: &Arc<Link>, work: &mut Work, now: u64) {
+    if work.learn.is_empty() {
+        return;
+    }
+    let mut tables = shared.write();
+    // The port may have been disconnected since the batch was sorted, and its slot be another's.
+    let Some(member) = tables.member_of(link) else { return };
+    let most = member.settings.addresses;
+    for station in work.learn.drain(..) {
+        tables.addresses.learn(station, link.slot, most, now);
+    }
+}
+
+/// A bucket that was filled for this batch.
+struct Limit<'a>(MutexGuard<'a, Bucket>);
+
+impl<'a> Limit<'a> {
+    fn new(mut bucket: MutexGuard<'a, Bucket>, rate: Rate, now: u64) -> Self {
+        bucket.fill(rate, now);
+        Self(bucket)
     }
 }
 

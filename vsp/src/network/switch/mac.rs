@@ -21,6 +21,11 @@ impl MacAddress {
         !self.is_group() && self.to_u64() != 0
     }
 
+    /// Whether it names whoever is at the other end of a wire, as spanning trees and LLDP do: no switch forwards it.
+    pub const fn is_link_local(self) -> bool {
+        matches!(self.0, [0x01, 0x80, 0xc2, 0, 0, 0..=0x0f])
+    }
+
     /// As the low 48 bits of a number.
     pub(super) const fn to_u64(self) -> u64 {
         let [a, b, c, d, e, f] = self.0;

@@ -6,24 +6,36 @@
 //! nothing that can grow: what a receiver has no room for is dropped there, at once, and counted with its reason.
 //!
 //! What a frame still needs (a checksum, a tag, to be cut into segments) travels beside it as [`Offload`]. A port says
-//! by its [`Capabilities`] what it takes as it is, and the switch is to do the rest in software; as yet it hands it on.
+//! by its [`Capabilities`] what it takes as it is, and the switch does the rest in software.
 
 mod addresses;
 mod batch;
+mod checksum;
 mod deliver;
 mod forward;
+mod ip;
+mod limit;
 mod mac;
 mod offload;
+mod policy;
 mod port;
+mod segment;
 mod settings;
 mod statistics;
 #[expect(clippy::module_inception, reason = "the thing itself stands among its parts")]
 mod switch;
+mod vlan;
+mod work;
 
 pub use batch::{Batch, Frame, Frames, Full, Iter, MAX_BATCH_BYTES, MAX_BATCH_FRAMES, MAX_FRAME, Slot};
+pub use limit::Rate;
 pub use mac::{MacAddress, MacAddressError};
 pub use offload::{Capabilities, Checksum, HeaderChecksum, IpVersion, Offload, Segmentation, Vlan};
+pub use policy::{AskedPort, Occasion, PortPolicy};
 pub use port::{Delivered, Port};
-pub use settings::PortSettings;
+pub use settings::{
+    Isolation, MOST_SENDERS, Mirror, Mirrored, Permission, PortSettings, Senders, SettingsFault,
+};
 pub use statistics::{Count, DropReason, Drops, PortStatistics};
 pub use switch::{Address, Clock, ConnectError, Connection, PortId, PortState, Switch, SwitchBuilder};
+pub use vlan::{VlanMode, VlanSet, VlanSetError};

@@ -28,6 +28,18 @@ impl Offload {
     };
 }
 
+impl Offload {
+    /// So many bytes were put in before what the offsets point at.
+    pub(super) fn shift(&mut self, bytes: u16) {
+        if let Checksum::Missing { start, .. } = &mut self.checksum {
+            *start = start.saturating_add(bytes);
+        }
+        if let Some(segmentation) = &mut self.segmentation {
+            segmentation.tcp_offset = segmentation.tcp_offset.saturating_add(bytes);
+        }
+    }
+}
+
 /// What is known about an IPv4 header's checksum. Frames that come out of the switch have it in place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeaderChecksum {
@@ -118,7 +130,6 @@ bitflags::bitflags! {
 
 impl Capabilities {
     /// Whether a frame that is to be cut so is taken whole.
-    #[expect(dead_code, reason = "for the offloads in software")]
     pub(super) const fn takes(self, segmentation: Segmentation) -> bool {
         match segmentation.ip {
             IpVersion::V4 => self.contains(Self::SEGMENTATION_V4),

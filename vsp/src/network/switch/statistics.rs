@@ -53,6 +53,26 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// Sent: no Ethernet header, or a sender that is a group or zero.
     Malformed = "malformed",
+    /// Sent: what its sender says is to be done to the frame does not fit it.
+    Offload = "impossible offload",
+    /// Sent: a tag that the port may not send, or two of them.
+    Vlan = "VLAN",
+    /// Sent: the port may not send as that sender, or another port has it for itself.
+    Spoofed = "spoofed sender",
+    /// Sent: from a DHCP server, which the port may not be, or headers that cannot be seen through.
+    DhcpGuard = "DHCP guard",
+    /// Sent: from a router, which the port may not be, or headers that cannot be seen through.
+    RouterGuard = "router guard",
+    /// Sent: the receiver's port is one that the sender's may not talk to.
+    Isolated = "isolated",
+    /// Sent: it is for the other end of a wire, such as a spanning tree's messages.
+    LinkLocal = "link local",
+    /// Sent: by a mirror's destination.
+    MirrorPort = "mirror destination",
+    /// Sent: more for everybody than the port may send.
+    FloodLimit = "flood limit",
+    /// Sent or received: more bytes than the port may.
+    RateLimit = "rate limit",
     /// Sent: the receiver is at the port that it came from.
     SamePort = "same port",
     /// Sent: nobody else is there to get it.

@@ -2,16 +2,21 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
+
+use vmbus_channels::Refusal;
 
 use super::addresses::{AddressLimits, Addresses, Station};
 use super::batch::Batch;
 use super::forward;
+use super::limit::Bucket;
 use super::mac::MacAddress;
+use super::policy::{self, AskedPort, Occasion, PortPolicy};
 use super::port::Port;
-use super::settings::PortSettings;
+use super::settings::{Mirror, PortSettings, Senders, SettingsFault};
 use super::statistics::{Counters, PortStatistics};
+use super::vlan::VlanMode;
 
 /// A switch. A cheap handle: clones are the same switch, which lives as long as one of them or a connection.
 #[derive(Clone)]
@@ -36,9 +41,20 @@ pub enum ConnectError {
     /// There are as many ports as the switch may have.
     #[error("the switch has {0} ports, which is the most")]
     Ports(usize),
-    /// Our own fault: the port is not connected any more.
-    #[error("the port is disconnected")]
-    Disconnected,
+    /// Another port has an address for itself that this one wants.
+    #[error("{address} is the address of port {}", port.0)]
+    Address {
+        /// The address.
+        address: MacAddress,
+        /// Whose it is.
+        port: PortId,
+    },
+    /// The settings make no sense.
+    #[error(transparent)]
+    Settings(#[from] SettingsFault),
+    /// The policy agent denies it.
+    #[error(transparent)]
+    Denied(#[from] Refusal),
 }
 
 /// One port, for lists.
@@ -61,8 +77,9 @@ pub struct Address {
     pub vlan: u16,
     /// The port behind which it is.
     pub port: PortId,
-    /// How long ago it last sent, within a sixteenth of the time after which it is forgotten.
-    pub idle: Duration,
+    /// How long ago it last sent, within a sixteenth of the time after which it is forgotten. `None`: the port has it
+    /// for itself, and it is never forgotten.
+    pub idle: Option<Duration>,
 }
 
 /// Tells a switch the time, from any point on. It never goes back.
@@ -83,6 +100,7 @@ impl Switch {
             ageing: Duration::from_secs(300),
             addresses: 8192,
             ports: 1024,
+            policy: None,
         }
     }
 
@@ -93,19 +111,21 @@ impl Switch {
 
     /// Connects a port. It may be delivered to before this returns.
     pub fn connect(&self, port: impl Port, settings: PortSettings) -> Result<Connection, ConnectError> {
+        let settings = self.shared.decide(Occasion::Connect, settings)?;
         let id = PortId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let mut tables = self.shared.write();
-        let free = tables.ports.iter().position(Option::is_none);
-        let slot = free.unwrap_or(tables.ports.len());
+        let slot = tables.ports.free_slot();
         if slot >= self.shared.most_ports {
             return Err(ConnectError::Ports(self.shared.most_ports));
         }
+        tables.admit(slot, &settings)?;
         let link = Arc::new(Link {
             id,
             slot,
             port: Box::new(port),
             closed: AtomicBool::new(false),
             counters: Counters::default(),
+            buckets: Buckets::default(),
             departed: Arc::clone(&self.shared.departed),
         });
         tables.put(slot, Some(Member { link: Arc::clone(&link), settings: Arc::new(settings) }));
@@ -115,20 +135,20 @@ impl Switch {
     /// All ports, in no order that means anything.
     pub fn ports(&self) -> Vec<PortState> {
         let ports = Arc::clone(&self.shared.read().ports);
-        ports.iter().flatten().map(Member::state).collect()
+        ports.members.iter().flatten().map(Member::state).collect()
     }
 
     /// All stations that are known at present.
     pub fn addresses(&self) -> Vec<Address> {
         let now = self.shared.now();
         let tables = self.shared.read();
-        let address = |(station, slot, seen): (Station, usize, u64)| {
-            let member = tables.member(slot)?;
+        let address = |(station, slot, seen): (Station, usize, Option<u64>)| {
+            let member = tables.ports.member(slot)?;
             Some(Address {
                 address: MacAddress::from_u64(station.address()),
                 vlan: station.vlan(),
                 port: member.link.id,
-                idle: Duration::from_nanos(now.saturating_sub(seen)),
+                idle: seen.map(|seen| Duration::from_nanos(now.saturating_sub(seen))),
             })
         };
         tables.addresses.iter(now).filter_map(address).collect()
@@ -158,6 +178,7 @@ pub struct SwitchBuilder {
     ageing: Duration,
     addresses: usize,
     ports: usize,
+    policy: Option<Arc<dyn PortPolicy>>,
 }
 
 impl SwitchBuilder {
@@ -185,12 +206,19 @@ impl SwitchBuilder {
         self
     }
 
+    /// Who decides about ports; without this all are allowed.
+    pub fn policy(mut self, agent: impl PortPolicy) -> Self {
+        self.policy = Some(Arc::new(agent));
+        self
+    }
+
     /// The switch.
     pub fn build(self) -> Switch {
         let limits = AddressLimits { ageing: nanoseconds(self.ageing), most: self.addresses };
         let shared = Shared {
             name: self.name,
             clock: self.clock,
+            policy: self.policy,
             most_ports: self.ports,
             next_id: AtomicU32::new(1),
             tables: RwLock::new(Tables { ports: Arc::default(), addresses: Addresses::new(limits) }),
@@ -236,13 +264,14 @@ impl Connection {
             .map_or_else(PortSettings::default, |member| PortSettings::clone(&member.settings))
     }
 
-    /// Treats the port so from now on. Batches that are under way are still treated as before.
+    /// Treats the port so from now on, and forgets who is behind it. Batches that are under way are still treated as
+    /// before. Refused, nothing has changed.
     pub fn reconfigure(&self, settings: PortSettings) -> Result<(), ConnectError> {
+        let settings = self.shared.decide(Occasion::Reconfigure, settings)?;
         let mut tables = self.shared.write();
-        tables.member_of(&self.link).ok_or(ConnectError::Disconnected)?;
+        tables.admit(self.link.slot, &settings)?;
         let member = Member { link: Arc::clone(&self.link), settings: Arc::new(settings) };
         tables.put(self.link.slot, Some(member));
-        tables.addresses.forget_port(self.link.slot);
         Ok(())
     }
 }
@@ -253,7 +282,6 @@ impl Drop for Connection {
         let mut tables = self.shared.write();
         if tables.member_of(&self.link).is_some() {
             tables.put(self.link.slot, None);
-            tables.addresses.forget_port(self.link.slot);
         }
     }
 }
@@ -287,6 +315,7 @@ impl fmt::Debug for Clock {
 pub(super) struct Shared {
     name: String,
     clock: Clock,
+    policy: Option<Arc<dyn PortPolicy>>,
     most_ports: usize,
     next_id: AtomicU32,
     /// Never held while a port is called.
@@ -297,6 +326,17 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn now(&self) -> u64 {
         nanoseconds((self.clock.0)())
+    }
+
+    /// Asks the agent, and looks whether what comes of it makes sense.
+    fn decide(&self, occasion: Occasion, settings: PortSettings) -> Result<PortSettings, ConnectError> {
+        let settings = match &self.policy {
+            Some(agent) => {
+                policy::ask(&**agent, &AskedPort { switch: &self.name, occasion, settings: &settings })?
+            }
+            None => settings,
+        };
+        settings.fault().map_or(Ok(settings), |fault| Err(fault.into()))
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -310,30 +350,74 @@ impl Shared {
 
 /// Who is connected, and which station is behind whom.
 pub(super) struct Tables {
-    /// By slot. Never changed but replaced, so that a sender takes it along out of the lock.
+    /// Never changed but replaced, so that a sender takes it along out of the lock.
     pub(super) ports: Arc<Ports>,
     pub(super) addresses: Addresses,
 }
 
-pub(super) type Ports = Vec<Option<Member>>;
+/// All ports at one moment.
+#[derive(Clone, Default)]
+pub(super) struct Ports {
+    /// By slot.
+    pub(super) members: Vec<Option<Member>>,
+    /// Slots of those that get what others mirror.
+    pub(super) mirrors: Vec<usize>,
+}
 
-impl Tables {
-    fn put(&mut self, slot: usize, member: Option<Member>) {
-        let mut ports = Ports::clone(&self.ports);
-        if slot >= ports.len() {
-            ports.resize(slot + 1, None);
-        }
-        ports[slot] = member;
-        self.ports = Arc::new(ports);
+impl Ports {
+    pub(super) fn member(&self, slot: usize) -> Option<&Member> {
+        self.members.get(slot)?.as_ref()
     }
 
-    fn member(&self, slot: usize) -> Option<&Member> {
-        self.ports.get(slot)?.as_ref()
+    fn free_slot(&self) -> usize {
+        self.members.iter().position(Option::is_none).unwrap_or(self.members.len())
+    }
+}
+
+impl Tables {
+    /// Looks whether a port may have what it wants for itself.
+    fn admit(&self, slot: usize, settings: &PortSettings) -> Result<(), ConnectError> {
+        let Senders::Only(addresses) = &settings.senders else { return Ok(()) };
+        for &address in addresses {
+            if let Some(owner) = self.addresses.owner(address).filter(|owner| *owner != slot)
+                && let Some(owner) = self.ports.member(owner)
+            {
+                return Err(ConnectError::Address { address, port: owner.link.id });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a port where another, or itself as it was treated before, or nobody has been.
+    fn put(&mut self, slot: usize, member: Option<Member>) {
+        self.addresses.forget_port(slot);
+        if let Some(Member { settings, .. }) = &member
+            && let Senders::Only(addresses) = &settings.senders
+        {
+            let vlan = match settings.vlan {
+                VlanMode::Access(vlan) => Some(vlan),
+                VlanMode::Trunk { .. } => None,
+            };
+            addresses.iter().for_each(|&address| self.addresses.own(address, vlan, slot));
+        }
+        let mut ports = Ports::clone(&self.ports);
+        if slot >= ports.members.len() {
+            ports.members.resize(slot + 1, None);
+        }
+        ports.members[slot] = member;
+        ports.mirrors = ports
+            .members
+            .iter()
+            .flatten()
+            .filter(|member| member.is_mirror())
+            .map(|member| member.link.slot)
+            .collect();
+        self.ports = Arc::new(ports);
     }
 
     /// The port of a connection, unless it is disconnected: another may have its slot by now.
     pub(super) fn member_of(&self, link: &Arc<Link>) -> Option<&Member> {
-        self.member(link.slot).filter(|member| Arc::ptr_eq(&member.link, link))
+        self.ports.member(link.slot).filter(|member| Arc::ptr_eq(&member.link, link))
     }
 }
 
@@ -345,6 +429,13 @@ pub(super) struct Member {
 }
 
 impl Member {
+    fn is_mirror(&self) -> bool {
+        match self.settings.mirror {
+            Mirror::Destination => true,
+            Mirror::Off | Mirror::Source(_) => false,
+        }
+    }
+
     fn state(&self) -> PortState {
         PortState {
             id: self.link.id,
@@ -361,7 +452,30 @@ pub(super) struct Link {
     pub(super) port: Box<dyn Port>,
     pub(super) closed: AtomicBool,
     pub(super) counters: Counters,
+    buckets: Buckets,
     departed: Arc<Counters>,
+}
+
+/// What may pass at the moment, where there are limits. Each is locked for one batch at a time.
+#[derive(Default)]
+struct Buckets {
+    flood: Mutex<Bucket>,
+    send: Mutex<Bucket>,
+    receive: Mutex<Bucket>,
+}
+
+impl Link {
+    pub(super) fn flood_bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.buckets.flood.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn send_bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.buckets.send.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn receive_bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.buckets.receive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Link {
