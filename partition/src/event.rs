@@ -58,9 +58,8 @@ impl Event for GuestEvent {
     fn parse(frame: &[u8], claim: Claim<'_>) -> Result<Option<Self>, LinkError> {
         match GuestFrame::parse(frame)? {
             GuestFrame::MemoryAdd { range, domain } => {
-                let file =
-                    claim().into_iter().next().ok_or(LinkError::Protocol("added memory without a file"))?;
-                Ok(Some(Self::MemoryAdd { range, domain, file: Memfd::from_peer(file)? }))
+                let file = Memfd::from_peer(riding(claim, "added memory without a file")?)?;
+                Ok(Some(Self::MemoryAdd { range, domain, file }))
             }
             GuestFrame::MemoryRemove { range, domain: _ } => Ok(Some(Self::MemoryRemove { range })),
             GuestFrame::SignalEvent { vp: _, connection_id, flag } => {
@@ -116,9 +115,8 @@ impl Event for RootEvent {
             RootFrame::SystemReset => Ok(Some(Self::SystemReset)),
             RootFrame::SystemQuit => Ok(Some(Self::SystemQuit)),
             RootFrame::MemoryAdd { range, domain } => {
-                let file =
-                    claim().into_iter().next().ok_or(LinkError::Protocol("added memory without a file"))?;
-                Ok(Some(Self::MemoryAdd { range, domain, file: Memfd::from_peer(file)? }))
+                let file = Memfd::from_peer(riding(claim, "added memory without a file")?)?;
+                Ok(Some(Self::MemoryAdd { range, domain, file }))
             }
             RootFrame::Give(frame) => Ok(Some(Self::Give { id: frame.id, gift: take(frame, claim)? })),
             RootFrame::ExtAccept { .. } => Err(LinkError::Protocol("accepted twice")),
@@ -142,10 +140,14 @@ fn descriptor(file: &impl AsFd) -> Result<OwnedFd, LinkError> {
     file.as_fd().try_clone_to_owned().map_err(LinkError::system("duplicating a descriptor"))
 }
 
+/// The file that rides on a frame; `without` is what a peer did wrong that sent none.
+fn riding(claim: Claim<'_>, without: &'static str) -> Result<OwnedFd, LinkError> {
+    claim().into_iter().next().ok_or(LinkError::Protocol(without))
+}
+
 /// The gift that rides on a frame.
 fn take(frame: GiveFrame, claim: Claim<'_>) -> Result<SealedGift, LinkError> {
-    let file = claim().into_iter().next().ok_or(LinkError::Protocol("gave nothing"))?;
-    SealedGift::from_peer(file, frame.len).map_err(|error| match error {
+    SealedGift::from_peer(riding(claim, "gave nothing")?, frame.len).map_err(|error| match error {
         GiftError::NotSealed => LinkError::Protocol("gave memory that it could still write to"),
         GiftError::Length { .. } => LinkError::Protocol("gave more bytes than the file has, or none"),
         GiftError::Memory(error) => LinkError::Memory(error),
