@@ -39,7 +39,7 @@ impl Buffer {
     /// # Errors
     /// [`ChannelError::OutOfBuffer`]: the caller's fault.
     pub fn read(&self, at: usize, into: &mut [u8]) -> Result<(), ChannelError> {
-        self.check(at, into.len())?;
+        check(at, into.len(), self.len)?;
         self.pages.mapping().read(at, into);
         Ok(())
     }
@@ -49,7 +49,7 @@ impl Buffer {
     /// # Errors
     /// [`ChannelError::OutOfBuffer`]: the caller's fault.
     pub fn write(&self, at: usize, from: &[u8]) -> Result<(), ChannelError> {
-        self.check(at, from.len())?;
+        check(at, from.len(), self.len)?;
         self.pages.mapping().write(at, from);
         Ok(())
     }
@@ -82,14 +82,6 @@ impl Buffer {
     /// All pages as one range.
     pub(crate) fn list(&self) -> Result<vmbus_core::pages::PageRanges, vmbus_core::pages::GpadlError> {
         self.pages.ranges()
-    }
-
-    fn check(&self, at: usize, len: usize) -> Result<(), ChannelError> {
-        if at.checked_add(len).is_some_and(|end| end <= self.len) {
-            Ok(())
-        } else {
-            Err(ChannelError::OutOfBuffer { at, len, size: self.len })
-        }
     }
 }
 
@@ -125,10 +117,7 @@ impl BufferRange {
     /// # Errors
     /// [`ChannelError::OutOfBuffer`]: the caller's fault.
     pub fn read(&self, at: usize, into: &mut [u8]) -> Result<(), ChannelError> {
-        let size = usize::try_from(self.len).unwrap_or(usize::MAX);
-        if at.checked_add(into.len()).is_none_or(|end| end > size) {
-            return Err(ChannelError::OutOfBuffer { at, len: into.len(), size });
-        }
+        check(at, into.len(), self.len as usize)?;
         self.pages.mapping().read(self.start + at, into);
         Ok(())
     }
@@ -141,4 +130,10 @@ impl BufferRange {
     pub(crate) fn first_pfn(&self) -> u64 {
         self.pages.first_pfn() + (self.start / PAGE_SIZE) as u64
     }
+}
+
+/// Whether `len` bytes from byte `at` are within `size` bytes.
+pub(crate) fn check(at: usize, len: usize, size: usize) -> Result<(), ChannelError> {
+    let inside = at.checked_add(len).is_some_and(|end| end <= size);
+    if inside { Ok(()) } else { Err(ChannelError::OutOfBuffer { at, len, size }) }
 }

@@ -25,12 +25,10 @@ pub(crate) enum Taking {
     Copy,
 }
 
-/// Bounds of what a peer may give before it is fetched.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct GiftLimits {
-    pub(crate) count: usize,
-    pub(crate) bytes: usize,
-}
+/// Gifts of a peer that may wait for the requests that speak of them, and of those that policy decides about.
+pub(crate) const MOST_GIFTS: usize = 64;
+/// Bytes of the gifts that may wait.
+const MOST_BYTES: usize = 256 << 20;
 
 /// The gifts of one peer, both ways: those that came, and the ids of those that go.
 #[derive(Debug, Default)]
@@ -62,11 +60,9 @@ impl Gifts {
         id: u32,
         gift: SealedGift,
         taking: Result<Taking, Refusal>,
-        limits: GiftLimits,
     ) -> Result<(), Refusal> {
         let mut waiting = self.waiting();
-        let fits =
-            waiting.gifts.len() < limits.count && gift.len() <= limits.bytes.saturating_sub(waiting.bytes);
+        let fits = waiting.gifts.len() < MOST_GIFTS && gift.len() <= MOST_BYTES.saturating_sub(waiting.bytes);
         let result = match taking {
             Ok(_) if waiting.gifts.contains_key(&id) => Err(Refusal::new("two gifts of the same name")),
             Ok(taking) if fits => {
@@ -75,8 +71,7 @@ impl Gifts {
                 Ok(())
             }
             Ok(_) => Err(Refusal::new(format!(
-                "more than {} gifts or {} bytes given and not fetched",
-                limits.count, limits.bytes
+                "more than {MOST_GIFTS} gifts or {MOST_BYTES} bytes given and not fetched"
             ))),
             Err(refusal) => Err(refusal),
         };

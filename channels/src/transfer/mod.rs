@@ -13,11 +13,11 @@ use vmbus_core::PAGE_SIZE;
 use vmbus_partition::{Gift, Given, GuestPages};
 use vmbus_ringbuf::TransferRange;
 
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::channel::{Channel, Pending, Replay, Request};
 use crate::error::ChannelError;
 
-pub(crate) use gifts::{GiftLimits, Gifts, Taking};
+pub(crate) use gifts::{Gifts, MOST_GIFTS, Taking};
 
 /// Set number of transfer-page packets whose range is a gift: its offset is the gift's id.
 const GIVEN_SET: u16 = 0xfffe;
@@ -95,8 +95,7 @@ impl Parcel {
     /// # Errors
     /// [`ChannelError::OutOfBuffer`]: the caller's fault.
     pub fn write(&mut self, at: usize, from: &[u8]) -> Result<(), ChannelError> {
-        let size = self.len();
-        check(at, from.len(), size)?;
+        buffer::check(at, from.len(), self.len())?;
         match &mut self.0 {
             Content::Copied(bytes) => bytes[at..at + from.len()].copy_from_slice(from),
             Content::Shared(buffer) => buffer.write(at, from)?,
@@ -195,7 +194,7 @@ impl Delivery {
     /// # Errors
     /// [`ChannelError::OutOfBuffer`]: the caller's fault.
     pub fn read(&self, at: usize, into: &mut [u8]) -> Result<(), ChannelError> {
-        check(at, into.len(), self.len())?;
+        buffer::check(at, into.len(), self.len())?;
         match &self.0 {
             Arrived::Copied(bytes) => into.copy_from_slice(&bytes[at..at + into.len()]),
             Arrived::Shared(pages) => pages.read(at, into)?,
@@ -228,11 +227,6 @@ impl Request {
             _ => Err(wrong("transfer pages where a parcel is expected")),
         }
     }
-}
-
-fn check(at: usize, len: usize, size: usize) -> Result<(), ChannelError> {
-    let inside = at.checked_add(len).is_some_and(|end| end <= size);
-    if inside { Ok(()) } else { Err(ChannelError::OutOfBuffer { at, len, size }) }
 }
 
 fn system(error: vmbus_partition::MemoryError) -> ChannelError {

@@ -38,14 +38,12 @@ use crate::flags::Listeners;
 use crate::interrupt_page::InterruptPage;
 use crate::sources;
 use crate::spin::Spin;
-use crate::transfer::{GiftLimits, Gifts, Taking};
+use crate::transfer::{Gifts, Taking};
 
 /// Messages taken from the link before actions are carried out.
 const MESSAGES_AT_ONCE: usize = 64;
 /// Commands taken from the inbox while the root has more to say.
 const COMMANDS_AT_ONCE: usize = 64;
-/// Gifts of the root that may wait for the request that speaks of them.
-const GIFTS: GiftLimits = GiftLimits { count: 64, bytes: 256 << 20 };
 
 pub(super) use self::hvsock::{HvCommand, Hvsock};
 
@@ -410,7 +408,7 @@ impl Task {
                 // A process has nothing to reset; it ends when its caller wants it to.
                 Some(FromRoot::SystemReset | FromRoot::SystemQuit | FromRoot::MemoryChanged) => {}
                 Some(FromRoot::Given { id, gift }) => {
-                    if let Err(refusal) = self.gifts.came(id, gift, Ok(Taking::Map), GIFTS) {
+                    if let Err(refusal) = self.gifts.came(id, gift, Ok(Taking::Map)) {
                         tracing::warn!(%refusal, "a gift of the root");
                     }
                 }

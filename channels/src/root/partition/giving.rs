@@ -5,10 +5,7 @@ use vmbus_partition::{RefusedWhat, SealedGift};
 use super::Partition;
 use crate::error::Refusal;
 use crate::policy::Question;
-use crate::transfer::{GiftLimits, Taking, TransferMode};
-
-/// Gifts that may wait for the request that speaks of them, and of those that policy decides about.
-const LIMITS: GiftLimits = GiftLimits { count: 64, bytes: 256 << 20 };
+use crate::transfer::{MOST_GIFTS, Taking, TransferMode};
 
 impl Partition {
     pub(super) fn given(&mut self, id: u32, gift: SealedGift) {
@@ -20,7 +17,7 @@ impl Partition {
             mode: TransferMode::Give,
             before_open: false,
         };
-        if self.gifts_asked.0 >= LIMITS.count {
+        if self.gifts_asked.0 >= MOST_GIFTS {
             let refusal = Refusal::new("too many gifts at once");
             return self.take_gift(id, gift, Err(refusal));
         }
@@ -38,7 +35,7 @@ impl Partition {
     }
 
     fn take_gift(&mut self, id: u32, gift: SealedGift, taking: Result<Taking, Refusal>) {
-        if let Err(refusal) = self.gifts.came(id, gift, taking, LIMITS) {
+        if let Err(refusal) = self.gifts.came(id, gift, taking) {
             self.refuse(RefusedWhat::Share(id), format!("gift {id}"), &refusal);
         }
     }
