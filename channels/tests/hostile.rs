@@ -14,6 +14,7 @@ use vmbus_core::memory::SharedMemory;
 use vmbus_core::message::{
     GpadlTeardown, InitiateContact, Message, OpenChannel, RelidReleased, RequestOffers,
 };
+use vmbus_core::synic::ChannelConnection;
 use vmbus_core::{FeatureFlags, Version};
 use vmbus_ringbuf::{Outgoing, OutgoingKind};
 
@@ -113,7 +114,8 @@ impl Intruder {
     fn ring_bell(&self) {
         // Whichever worker the channel is on.
         for worker in 0..5 {
-            vmbus_partition::GuestEnd::signal(self.guest.end(), 0x2000 | self.relid | worker << 16);
+            let connection = ChannelConnection { relid: self.relid, worker };
+            vmbus_partition::GuestEnd::signal(self.guest.end(), connection.id());
         }
     }
 

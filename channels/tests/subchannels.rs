@@ -14,6 +14,7 @@ use vmbus_core::Version;
 use vmbus_core::message::{
     CloseChannel, InitiateContact, Message, OpenChannel, RelidReleased, RequestOffers,
 };
+use vmbus_core::synic::ChannelConnection;
 use vmbus_partition::GuestEnd;
 use vmbus_ringbuf::Outgoing;
 
@@ -303,7 +304,7 @@ fn ask_by_ring(guest: &Watcher, rings: &mut MockRings, primary: u32) {
     let _ = batch.commit().unwrap();
     // Whichever worker the channel is on.
     for worker in 0..5 {
-        GuestEnd::signal(guest.0.end(), 0x2000 | primary | worker << 16);
+        GuestEnd::signal(guest.0.end(), ChannelConnection { relid: primary, worker }.id());
     }
 }
 

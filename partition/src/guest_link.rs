@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use vmbus_core::memory::SharedMemory;
+use vmbus_core::synic::ChannelConnection;
 
 use crate::allocator::{AllocError, PageAllocator, SharedPages};
 use crate::control_link::{ControlLink, Incoming, lock};
@@ -22,9 +23,6 @@ use crate::root_link::CHANNEL_MESSAGE;
 
 /// Where a guest's first memory is: not at 0, so that page number 0 is always a mistake.
 pub(crate) const FIRST_GPA: u64 = 0x10_0000;
-/// The worker in connection ids of channels: `0x2000 | relid | worker << 16`.
-const CHANNEL_CONNECTION: u32 = 0x2000;
-const RELID_BITS: u32 = 0x07ff;
 
 /// What a guest wants when it attaches.
 #[derive(Clone, Debug)]
@@ -298,11 +296,11 @@ impl GuestEnd for ControlGuest {
 
     #[inline]
     fn signal(&self, connection_id: u32) {
-        let (worker, low) = (connection_id >> 16, connection_id & 0xffff);
-        let is_channel = low & !RELID_BITS == CHANNEL_CONNECTION && worker < self.info.workers;
-        match u16::try_from(low & RELID_BITS) {
-            Ok(flag) if is_channel => self.link.signal(worker, flag),
-            _ => {
+        match ChannelConnection::of(connection_id) {
+            Some(channel) if channel.worker < self.info.workers => {
+                self.link.signal(channel.worker, channel.flag());
+            }
+            Some(_) | None => {
                 // A link that is finished says so when it is read.
                 let _ = self.link.send_event(GuestEvent::Signal { connection_id, flag: 0 });
             }

@@ -484,8 +484,8 @@ pub trait GuestEnd: Send + Sync {
     /// [`LinkError::NoGifts`]; [`LinkError::Backlog`].
     fn give(&self, id: u32, gift: SealedGift) -> Result<(), LinkError>;
 
-    /// Signals a connection: `0x2000 | relid | worker << 16` sets flag `relid` in that worker's area, without a system
-    /// call while the worker is awake; others go as frames.
+    /// Signals a connection: a [`ChannelConnection`](vmbus_core::synic::ChannelConnection) sets its flag in its worker's
+    /// area, without a system call while the worker is awake; others go as frames.
     fn signal(&self, connection_id: u32);
 
     /// The descriptor on which a processor sleeps.

@@ -24,6 +24,43 @@ pub const SLOT_SIZE: usize = 256;
 /// Event flags of one SINT.
 pub const EVENT_FLAGS: u16 = 2048;
 
+/// The connection that a guest signals for one channel, where neither end has chosen another: [`SINT`] × 4096, the
+/// channel id and the worker × 65536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelConnection {
+    /// Channel id, 1 to 2047.
+    pub relid: u32,
+    /// Which of the root's workers it wakes, 0 to 255: 0 unless the root offers others.
+    pub worker: u32,
+}
+
+impl ChannelConnection {
+    const CHANNEL: u32 = (SINT as u32) << 12;
+    const RELIDS: u32 = EVENT_FLAGS as u32 - 1;
+
+    /// The connection id.
+    pub const fn id(self) -> u32 {
+        Self::CHANNEL | self.relid | self.worker << 16
+    }
+
+    /// The channel and worker of a connection id, or `None` for one that is not of this form. Channel id 0 is no
+    /// channel's, and let through: a guest signals it for none in particular.
+    #[inline]
+    pub const fn of(connection_id: u32) -> Option<Self> {
+        let (worker, low) = (connection_id >> 16, connection_id & 0xffff);
+        if low & !Self::RELIDS != Self::CHANNEL {
+            return None;
+        }
+        Some(Self { relid: low & Self::RELIDS, worker })
+    }
+
+    /// The event flag, of the worker's, that a signal on it sets.
+    #[inline]
+    pub const fn flag(self) -> u16 {
+        (self.relid & Self::RELIDS) as u16
+    }
+}
+
 open_values! {
     /// What a message slot holds. Bit 31 is set in messages of the hypervisor itself.
     pub struct MessageType(u32) {
@@ -337,6 +374,35 @@ mod tests {
             assert_eq!(PageBit::event_flag(SINT, relid), PageBit { byte: 0x200 + byte, mask });
             assert_eq!(PageBit::interrupt_to_guest(relid), PageBit { byte, mask });
             assert_eq!(PageBit::interrupt_to_host(relid), PageBit { byte: 0x800 + byte, mask });
+        }
+    }
+
+    #[test]
+    fn connections_of_channels() {
+        for (relid, worker, id) in
+            [(1, 0, 0x2001), (9, 1, 0x1_2009), (2047, 0, 0x27ff), (2047, 255, 0xff_27ff), (0, 0, 0x2000)]
+        {
+            let connection = ChannelConnection { relid, worker };
+            assert_eq!(connection.id(), id);
+            assert_eq!(ChannelConnection::of(id), Some(connection));
+            assert_eq!(u32::from(connection.flag()), relid);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_no_channels_is_taken_for_none() {
+        for id in [
+            0,
+            1,
+            EVENT_CONNECTION,
+            MULTI_CLIENT_MESSAGE_CONNECTION,
+            0x1fff,
+            0x2800,
+            0x3001,
+            0xa001,
+            0x12_3456,
+        ] {
+            assert_eq!(ChannelConnection::of(id), None, "{id:#x}");
         }
     }
 

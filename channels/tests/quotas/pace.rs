@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use vmbus_channels::test_utils::{MockGuest, MockRings};
 use vmbus_channels::{Event, Quotas, Root};
+use vmbus_core::synic::ChannelConnection;
 use vmbus_partition::GuestEnd;
 use vmbus_ringbuf::Outgoing;
 
@@ -118,7 +119,7 @@ async fn storms(root: &Root, worker: u32) {
     let relid = offers(&guest, 1).await[0];
     let (status, mut rings) = open(&guest, relid, 16).await;
     assert_eq!(status, 0);
-    let connection_id = 0x2000 | relid | worker << 16;
+    let connection_id = ChannelConnection { relid, worker }.id();
     storm(&guest, connection_id, &neighbour).await;
     assert_eq!(partition(root, "intruder").await.storms, 1);
     // In the midst of the storm nothing is lost, although its bell says nothing any more.
@@ -156,7 +157,7 @@ async fn a_doorbell_storm_in_the_shared_area_is_looked_at_every_now_and_then() {
     let relids = offers(&guest, 3).await;
     let (status, mut rings) = open(&guest, relids[2], 16).await;
     assert_eq!(status, 0);
-    let connection_id = 0x2000 | relids[2];
+    let connection_id = ChannelConnection { relid: relids[2], worker: 0 }.id();
     storm(&guest, connection_id, &neighbour).await;
     let status = partition(&root, "intruder").await;
     assert_eq!(status.storms, 1);
@@ -177,7 +178,7 @@ async fn a_guest_that_says_look_without_saying_anything_is_looked_at_every_now_a
     while start.elapsed() < WHILE {
         for _ in 0..1000 {
             // Flag 0 of area 0 means messages; an empty message ring is found.
-            guest.end().signal(0x2000);
+            guest.end().signal(ChannelConnection { relid: 0, worker: 0 }.id());
         }
         neighbour.is_served().await;
     }

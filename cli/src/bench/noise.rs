@@ -12,6 +12,7 @@ use vmbus_core::memory::SharedMemory as _;
 use vmbus_core::message::{
     GpadlTeardown, InitiateContact, Message, OpenChannel, RelidReleased, RequestOffers,
 };
+use vmbus_core::synic::ChannelConnection;
 use vmbus_core::{FeatureFlags, Version};
 use vmbus_partition::{FromRoot, GuestEnd as _};
 
@@ -159,7 +160,7 @@ async fn doorbell(guest: &MockGuest) {
         for _ in 0..1000 {
             for relid in relids.iter().copied().chain([0, 2047]) {
                 for worker in 0..3 {
-                    guest.end().signal(0x2000 | relid | worker << 16);
+                    guest.end().signal(ChannelConnection { relid, worker }.id());
                 }
             }
         }
@@ -184,7 +185,7 @@ async fn rings(guest: &MockGuest, random: &mut Random) {
             memory.store_u32(place, u32::from_le_bytes([a, b, c, d]), Ordering::SeqCst);
         }
         for worker in 0..3 {
-            guest.end().signal(0x2000 | relid | worker << 16);
+            guest.end().signal(ChannelConnection { relid, worker }.id());
         }
         let rescinded =
             |message: Message<'_>| matches!(message, Message::RescindChannelOffer(_)).then_some(());

@@ -4,6 +4,7 @@ use vmbus_core::Version;
 use vmbus_core::client::{
     Answer, AskId, ClientAction, ConnectFailure, Connection, Failure, OpenRequest, SignalParameters,
 };
+use vmbus_core::synic::ChannelConnection;
 
 use super::guest::{Driver, Guest, Stage};
 use super::rings::Line;
@@ -236,8 +237,9 @@ impl World {
             event_flag: 2047 - own_flag % 1024,
         });
         driver.flag = signals.map_or(own_flag, |signals| signals.event_flag);
-        let default_connection = driver.offer.connection_id.unwrap_or(0x2000 + relid);
-        driver.connection = signals.map_or(default_connection, |signals| signals.connection_id);
+        let own_connection = ChannelConnection { relid, worker: 0 }.id();
+        let connection = driver.offer.connection_id.unwrap_or(own_connection);
+        driver.connection = signals.map_or(connection, |signals| signals.connection_id);
         let pages = driver.lists.get(&gpadl).map_or(0, |list| list.pages);
         let request = OpenRequest {
             ring_gpadl: gpadl,

@@ -11,12 +11,11 @@ use super::channel::{Channel, Serving, Shown};
 use super::connection::{Offers, Then};
 use super::{Answer, DeviceKey, Fault, Quota, Server, ServerAction};
 use crate::message::{AllOffersDelivered, OfferChannel, OfferFlags, RescindChannelOffer, UserDefined};
+use crate::synic::ChannelConnection;
 use crate::{FeatureFlags, Guid, Version};
 
 /// No monitor is allocated.
 const NO_MONITOR: u8 = 0xff;
-/// The part of a default connection id that says "a channel of the bus" (the bus's interrupt source, 2, shifted by 12).
-const CHANNEL_CONNECTION: u32 = 0x2000;
 
 /// What a guest is told of a device's channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +39,7 @@ pub struct OfferParams {
     pub primary: Option<DeviceKey>,
     /// Asks that the guest may signal through its monitor pages, with at most this delay in units of 100 ns.
     pub monitor_latency: Option<u16>,
-    /// Connection id for the guest's signals, 24 bits, unique; `None` for 0x2000 + channel id + worker × 65536.
+    /// Connection id for the guest's signals, 24 bits, unique; `None` for that of [`ChannelConnection`].
     pub connection_id: Option<u32>,
     /// The worker that the default connection id names.
     pub worker: u8,
@@ -54,7 +53,7 @@ impl OfferParams {
 
     /// The connection id under which the guest signals this channel.
     pub(super) fn connection_id(&self, relid: u32) -> u32 {
-        self.connection_id.unwrap_or(CHANNEL_CONNECTION + relid + (u32::from(self.worker) << 16))
+        self.connection_id.unwrap_or(ChannelConnection { relid, worker: self.worker.into() }.id())
     }
 
     fn message(

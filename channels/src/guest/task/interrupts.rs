@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vmbus_core::synic::MonitorPlace;
+use vmbus_core::synic::{ChannelConnection, MonitorPlace};
 use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::{GuestEnd, SharedPages};
 
@@ -12,9 +12,6 @@ use crate::areas;
 use crate::channel::Doorbell;
 use crate::error::Error;
 use crate::interrupt_page::{Half, InterruptPage};
-
-/// Connection id of a channel whose signals go to the root's shared area, without its channel id.
-const CHANNEL_CONNECTION: u32 = 0x2000;
 
 /// A page of interrupt bits, if there is memory for one.
 pub(super) fn allocate(end: &dyn GuestEnd) -> Option<(SharedPages, InterruptPage)> {
@@ -64,7 +61,7 @@ impl Task {
         match (connection_id, &self.interrupt_page) {
             (Some(connection_id), _) => Doorbell::Connection(connection_id),
             (None, Some((_, page))) => Doorbell::Page(page.clone(), u16::try_from(relid).unwrap_or(0)),
-            (None, None) => Doorbell::Connection(CHANNEL_CONNECTION + relid),
+            (None, None) => Doorbell::Connection(ChannelConnection { relid, worker: areas::SHARED }.id()),
         }
     }
 

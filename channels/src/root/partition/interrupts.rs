@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use vmbus_core::Version;
 use vmbus_core::server::Connection;
 use vmbus_core::status::Status;
+use vmbus_core::synic::ChannelConnection;
 
 use super::pacing::Found;
 use super::{Partition, signal};
@@ -14,10 +15,6 @@ use crate::channel::{Core, Flag};
 use crate::error::Refusal;
 use crate::event::Event;
 use crate::interrupt_page::{Half, InterruptPage};
-
-/// The part of a connection id that says "a channel of the bus".
-const CHANNEL_CONNECTION: u32 = 0x2000;
-const LAST_RELID: u32 = 2047;
 
 impl Partition {
     /// Maps the interrupt page of a guest that needs one. A guest without gets event flags, as from Win8 on.
@@ -49,8 +46,9 @@ impl Partition {
     /// Whether signals on a connection that the guest may have chosen arrive where the channel, to which `area` belongs,
     /// is told of them.
     pub(super) fn check_connection(&self, area: u32, connection_id: u32) -> Result<(), Refusal> {
-        match area_of(connection_id) {
-            Some((at, _)) if at != areas::SHARED && at != area && at < self.end.info().workers => {
+        let workers = self.end.info().workers;
+        match ChannelConnection::of(connection_id).map(|channel| channel.worker) {
+            Some(at) if at != areas::SHARED && at != area && at < workers => {
                 let reason = format!("connection {connection_id:#x} is that of other channels");
                 Err(Refusal { status: Status::INVALID_PARAMETER, reason })
             }
@@ -71,8 +69,10 @@ impl Partition {
             flags.push(u16::try_from(relid).unwrap_or(0));
         }
         // One that the guest chose may name another flag, or come as a frame.
-        if let Some((areas::SHARED, flag)) = area_of(connection_id) {
-            flags.push(flag);
+        if let Some(channel) = ChannelConnection::of(connection_id)
+            && channel.worker == areas::SHARED
+        {
+            flags.push(channel.flag());
         }
         for flag in &flags {
             self.by_flag.add(*flag, core);
@@ -90,11 +90,4 @@ impl Partition {
         });
         found
     }
-}
-
-/// The event area and flag in which a process guest signals this connection, if it does so by a flag.
-fn area_of(connection_id: u32) -> Option<(u32, u16)> {
-    let (area, low) = (connection_id >> 16, connection_id & 0xffff);
-    let flag = u16::try_from(low & LAST_RELID).ok()?;
-    (low & !LAST_RELID == CHANNEL_CONNECTION).then_some((area, flag))
 }
