@@ -7,7 +7,7 @@ use vmbus_core::client::{
 use vmbus_core::synic::ChannelConnection;
 
 use super::guest::{Driver, Guest, Stage};
-use super::rings::Line;
+use super::rings::{Line, Worker};
 use super::root::text;
 use super::script::Lane;
 use super::world::{Breach, Breaks, Event, Held, World, tell};
@@ -404,9 +404,9 @@ impl World {
         let driver = living.drivers.values_mut().find(|driver| driver.flag == flag);
         // An interrupt of a channel that is not open is tolerated.
         if let Some(Stage::Open { name, line, .. }) = driver.map(|driver| &mut driver.stage)
-            && !line.awake
+            && !line.ends.awake
         {
-            line.awake = true;
+            line.ends.awake = true;
             let line = *name;
             self.send(guest, Lane::GuestWork, |_| Event::GuestWork { guest, life, line });
         }

@@ -69,15 +69,12 @@ fn fault(fault: RingFault) -> String {
     format!("a ring is at fault: {fault}")
 }
 
-/// The guest's end.
+/// What whoever works on a channel has of its rings, and whether it sleeps.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Ends {
     open_id: u64,
     outgoing: Producer<Ring>,
     incoming: Consumer<Ring>,
-    /// Requests that wait for room, by the bytes of their filling.
-    waiting: VecDeque<usize>,
-    in_flight: BTreeSet<u64>,
     sent: u64,
     received: u64,
     pub(super) awake: bool,
@@ -86,14 +83,12 @@ pub(super) struct Line {
     buffer: Vec<u8>,
 }
 
-impl Line {
-    pub(super) fn new(open_id: u32, outgoing: Ring, incoming: Ring) -> Result<Self, String> {
+impl Ends {
+    fn new(open_id: u32, outgoing: Ring, incoming: Ring) -> Result<Self, String> {
         Ok(Self {
             open_id: u64::from(open_id),
             outgoing: Producer::new(outgoing).map_err(fault)?,
             incoming: Consumer::new(incoming).map_err(fault)?,
-            waiting: VecDeque::new(),
-            in_flight: BTreeSet::new(),
             sent: 0,
             received: 0,
             awake: true,
@@ -109,6 +104,81 @@ impl Line {
         self.incoming = taken_over(Consumer::take_up(self.incoming.memory().clone(), incoming))?;
         Ok(())
     }
+}
+
+/// An end of a ring from where it stood: what a process says that takes over from another.
+fn taken_over<P>(taken_up: Result<P, TakeUpError>) -> Result<P, String> {
+    taken_up.map_err(|error| format!("an end of a ring is not taken up: {error}"))
+}
+
+/// One end of a channel at work.
+pub(super) trait Worker {
+    fn ends(&mut self) -> &mut Ends;
+
+    /// Whether the peer may send such a packet.
+    fn check(packet: &Packet<'_, Ring>) -> Result<(), String>;
+
+    /// A packet about `id` was taken.
+    fn took(&mut self, id: u64) -> Result<(), String>;
+
+    /// Sends what waits, as far as there is room; whether to wake the peer.
+    fn send(&mut self) -> Result<bool, String>;
+
+    fn sleeps_without_look(&self) -> bool {
+        false
+    }
+
+    /// Takes some packets and sends what waits.
+    fn work(&mut self) -> Result<Worked, String> {
+        if self.ends().about_to_sleep {
+            return self.sleep();
+        }
+        let mut worked = Worked::default();
+        self.ends().incoming.mask();
+        for _ in 0..BUDGET {
+            let ends = self.ends();
+            let Some(packet) = ends.incoming.next().map_err(fault)? else { break };
+            Self::check(&packet)?;
+            let id = read(&packet, ends.open_id, ends.received, &mut ends.buffer)?;
+            ends.received += 1;
+            self.took(id)?;
+            worked.taken.push(id);
+            worked.ring |= self.ends().incoming.publish_if_due().map_err(fault)?.is_ring();
+        }
+        worked.ring |= self.send()?;
+        worked.again = true;
+        let ends = self.ends();
+        ends.awake = true;
+        ends.about_to_sleep = worked.taken.is_empty();
+        Ok(worked)
+    }
+
+    fn sleep(&mut self) -> Result<Worked, String> {
+        // A signal that came while this end was awake may have been for room.
+        let ring = self.send()?;
+        let looks = !self.sleeps_without_look();
+        let ends = self.ends();
+        let last = ends.incoming.unmask().map_err(fault)?;
+        ends.about_to_sleep = false;
+        ends.awake = last.unread && looks;
+        Ok(Worked { ring: ring || last.signal.is_ring(), again: ends.awake, taken: Vec::new() })
+    }
+}
+
+/// The guest's end.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) ends: Ends,
+    /// Requests that wait for room, by the bytes of their filling.
+    waiting: VecDeque<usize>,
+    in_flight: BTreeSet<u64>,
+}
+
+impl Line {
+    pub(super) fn new(open_id: u32, outgoing: Ring, incoming: Ring) -> Result<Self, String> {
+        let ends = Ends::new(open_id, outgoing, incoming)?;
+        Ok(Self { ends, waiting: VecDeque::new(), in_flight: BTreeSet::new() })
+    }
 
     /// Requests that have not ended.
     pub(super) fn unfinished(&self) -> usize {
@@ -120,23 +190,44 @@ impl Line {
         self.waiting.extend((0..count).map(|_| usize::from(bytes)));
         self.send()
     }
+}
+
+impl Worker for Line {
+    fn ends(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+
+    fn check(packet: &Packet<'_, Ring>) -> Result<(), String> {
+        match packet.kind {
+            PacketKind::Completion => Ok(()),
+            kind => Err(format!("the root sent a {kind:?} where completions are due")),
+        }
+    }
+
+    fn took(&mut self, id: u64) -> Result<(), String> {
+        if self.in_flight.remove(&id) {
+            return Ok(());
+        }
+        Err(format!("request {id} of open {} completed and is not in flight", self.ends.open_id))
+    }
 
     fn send(&mut self) -> Result<bool, String> {
+        let ends = &mut self.ends;
         let mut ring = false;
         while !self.waiting.is_empty() {
-            let mut batch = self.outgoing.batch();
+            let mut batch = ends.outgoing.batch();
             let mut full = None;
             while let Some(&bytes) = self.waiting.front() {
-                let id = self.sent + 1;
-                letter(&mut self.buffer, self.open_id, self.sent, id, bytes);
-                match batch.push(Outgoing::request(id, &self.buffer)) {
+                let id = ends.sent + 1;
+                letter(&mut ends.buffer, ends.open_id, ends.sent, id, bytes);
+                match batch.push(Outgoing::request(id, &ends.buffer)) {
                     Ok(()) => {
                         self.waiting.pop_front();
                         self.in_flight.insert(id);
-                        self.sent += 1;
+                        ends.sent += 1;
                     }
                     Err(PushError::Full) => {
-                        full = packet_size(0, self.buffer.len());
+                        full = packet_size(0, ends.buffer.len());
                         break;
                     }
                     Err(error) => return Err(format!("a request was not taken: {error}")),
@@ -144,54 +235,13 @@ impl Line {
             }
             ring |= batch.commit().map_err(fault)?.is_ring();
             if let Some(needed) = full
-                && !self.outgoing.request_space(needed).map_err(fault)?
+                && !ends.outgoing.request_space(needed).map_err(fault)?
             {
                 break;
             }
         }
         Ok(ring)
     }
-
-    /// Takes completions and sends what waits.
-    pub(super) fn work(&mut self) -> Result<Worked, String> {
-        if self.about_to_sleep {
-            return self.sleep();
-        }
-        let mut worked = Worked::default();
-        self.incoming.mask();
-        for _ in 0..BUDGET {
-            let Some(packet) = self.incoming.next().map_err(fault)? else { break };
-            if packet.kind != PacketKind::Completion {
-                return Err(format!("the root sent a {:?} where completions are due", packet.kind));
-            }
-            let id = read(&packet, self.open_id, self.received, &mut self.buffer)?;
-            self.received += 1;
-            if !self.in_flight.remove(&id) {
-                return Err(format!("request {id} of open {} completed and is not in flight", self.open_id));
-            }
-            worked.taken.push(id);
-            worked.ring |= self.incoming.publish_if_due().map_err(fault)?.is_ring();
-        }
-        worked.ring |= self.send()?;
-        self.awake = true;
-        worked.again = true;
-        self.about_to_sleep = worked.taken.is_empty();
-        Ok(worked)
-    }
-
-    fn sleep(&mut self) -> Result<Worked, String> {
-        // A signal that came while this end was awake may have been for room.
-        let ring = self.send()?;
-        let last = self.incoming.unmask().map_err(fault)?;
-        self.about_to_sleep = false;
-        self.awake = last.unread;
-        Ok(Worked { ring: ring || last.signal.is_ring(), again: self.awake, taken: Vec::new() })
-    }
-}
-
-/// An end of a ring from where it stood: what a process says that takes over from another.
-fn taken_over<P>(taken_up: Result<P, TakeUpError>) -> Result<P, String> {
-    taken_up.map_err(|error| format!("an end of a ring is not taken up: {error}"))
 }
 
 /// What a device of the root does wrong, on purpose.
@@ -205,80 +255,17 @@ pub(super) struct Faults {
 /// The root's end.
 #[derive(Debug)]
 pub(super) struct Device {
-    open_id: u64,
-    incoming: Consumer<Ring>,
-    outgoing: Producer<Ring>,
+    pub(super) ends: Ends,
     in_service: BTreeSet<u64>,
     /// Completions that wait for room.
     finished: VecDeque<u64>,
-    received: u64,
-    sent: u64,
-    pub(super) awake: bool,
-    /// The last look found nothing: sleep is next, others may run before.
-    about_to_sleep: bool,
     faults: Faults,
-    buffer: Vec<u8>,
 }
 
 impl Device {
     pub(super) fn new(open_id: u32, incoming: Ring, outgoing: Ring, faults: Faults) -> Result<Self, String> {
-        Ok(Self {
-            open_id: u64::from(open_id),
-            incoming: Consumer::new(incoming).map_err(fault)?,
-            outgoing: Producer::new(outgoing).map_err(fault)?,
-            in_service: BTreeSet::new(),
-            finished: VecDeque::new(),
-            received: 0,
-            sent: 0,
-            awake: true,
-            about_to_sleep: false,
-            faults,
-            buffer: Vec::new(),
-        })
-    }
-
-    /// Takes requests and sends what is finished.
-    pub(super) fn work(&mut self) -> Result<Worked, String> {
-        if self.about_to_sleep {
-            return self.sleep();
-        }
-        let mut worked = Worked::default();
-        self.incoming.mask();
-        for _ in 0..BUDGET {
-            let Some(packet) = self.incoming.next().map_err(fault)? else { break };
-            if packet.kind != PacketKind::InBand || !packet.completion_requested {
-                return Err(format!("the guest sent a {:?} where requests are due", packet.kind));
-            }
-            let id = read(&packet, self.open_id, self.received, &mut self.buffer)?;
-            self.received += 1;
-            if !self.in_service.insert(id) {
-                return Err(format!("request {id} of open {} came twice", self.open_id));
-            }
-            worked.taken.push(id);
-            worked.ring |= self.incoming.publish_if_due().map_err(fault)?.is_ring();
-        }
-        worked.ring |= self.send()?;
-        self.awake = true;
-        worked.again = true;
-        self.about_to_sleep = worked.taken.is_empty();
-        Ok(worked)
-    }
-
-    fn sleep(&mut self) -> Result<Worked, String> {
-        // A signal that came while this end was awake may have been for room.
-        let ring = self.send()?;
-        let last = self.incoming.unmask().map_err(fault)?;
-        self.about_to_sleep = false;
-        self.awake = last.unread && !self.faults.sleeps_without_look;
-        Ok(Worked { ring: ring || last.signal.is_ring(), again: self.awake, taken: Vec::new() })
-    }
-
-    /// Goes on with ends of the rings that stand where these stood.
-    pub(super) fn take_over(&mut self) -> Result<(), String> {
-        let (outgoing, incoming) = (self.outgoing.save(), self.incoming.save());
-        self.outgoing = taken_over(Producer::take_up(self.outgoing.memory().clone(), outgoing))?;
-        self.incoming = taken_over(Consumer::take_up(self.incoming.memory().clone(), incoming))?;
-        Ok(())
+        let ends = Ends::new(open_id, outgoing, incoming)?;
+        Ok(Self { ends, in_service: BTreeSet::new(), finished: VecDeque::new(), faults })
     }
 
     /// Requests that were taken and are not served.
@@ -298,26 +285,51 @@ impl Device {
         }
         self.send()
     }
+}
+
+impl Worker for Device {
+    fn ends(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+
+    fn check(packet: &Packet<'_, Ring>) -> Result<(), String> {
+        match packet.kind {
+            PacketKind::InBand if packet.completion_requested => Ok(()),
+            kind => Err(format!("the guest sent a {kind:?} where requests are due")),
+        }
+    }
+
+    fn took(&mut self, id: u64) -> Result<(), String> {
+        if self.in_service.insert(id) {
+            return Ok(());
+        }
+        Err(format!("request {id} of open {} came twice", self.ends.open_id))
+    }
+
+    fn sleeps_without_look(&self) -> bool {
+        self.faults.sleeps_without_look
+    }
 
     fn send(&mut self) -> Result<bool, String> {
+        let ends = &mut self.ends;
         let mut signal = Signal::Quiet;
         while let Some(&id) = self.finished.front() {
             // Some are long, so that the ring is full now and then and nothing but room is waited for.
             let filling = usize::try_from(id % 5).unwrap_or(0) * 40;
-            letter(&mut self.buffer, self.open_id, self.sent, id, filling);
-            if self.faults.flips_byte && self.sent % 7 == 6 {
-                self.buffer[HEAD - 9] ^= 1;
+            letter(&mut ends.buffer, ends.open_id, ends.sent, id, filling);
+            if self.faults.flips_byte && ends.sent % 7 == 6 {
+                ends.buffer[HEAD - 9] ^= 1;
             }
-            let mut batch = self.outgoing.batch();
-            match batch.push(Outgoing::completion(id, &self.buffer)) {
+            let mut batch = ends.outgoing.batch();
+            match batch.push(Outgoing::completion(id, &ends.buffer)) {
                 Ok(()) => {
                     self.finished.pop_front();
-                    self.sent += 1;
+                    ends.sent += 1;
                     signal = signal.or(batch.commit().map_err(fault)?);
                 }
                 Err(PushError::Full) => {
-                    let needed = packet_size(0, self.buffer.len()).unwrap_or(usize::MAX);
-                    if !self.outgoing.request_space(needed).map_err(fault)? {
+                    let needed = packet_size(0, ends.buffer.len()).unwrap_or(usize::MAX);
+                    if !ends.outgoing.request_space(needed).map_err(fault)? {
                         break;
                     }
                 }

@@ -7,7 +7,7 @@ use vmbus_core::server::{
 use vmbus_core::{Guid, Status};
 
 use super::partition::{Partition, Session, key};
-use super::rings::{Device, Faults};
+use super::rings::{Device, Faults, Worker};
 use super::script::{Broken, Channel, Decides, Lane};
 use super::world::{Breach, Breaks, Event, Held, World, tell};
 
@@ -308,9 +308,9 @@ impl World {
         let session = entered.sessions.values_mut().find(|session| session.open.connection_id == connection);
         // A doorbell of a channel that is not open is tolerated.
         if let Some(session) = session
-            && let Some(device) = session.device.as_mut().filter(|device| !device.awake)
+            && let Some(device) = session.device.as_mut().filter(|device| !device.ends.awake)
         {
-            device.awake = true;
+            device.ends.awake = true;
             let session = session.name;
             self.send(guest, Lane::RootWork, |_| Event::RootWork { partition, session });
         }

@@ -9,7 +9,6 @@ use vmbus_core::server::{DeviceKey, Presence, Server, ServerInput};
 
 use super::guest::Stage;
 use super::partition::Session;
-use super::rings::Device;
 use super::script::{Broken, Lane};
 use super::world::{Breach, Breaks, Event, Held, World, tell};
 
@@ -39,7 +38,7 @@ impl World {
         for session in entered.sessions.values_mut() {
             session.is_closing = false;
             session.is_lost = true;
-            session.device.as_mut().map_or(Ok(()), Device::take_over).breaks("ring")?;
+            session.device.as_mut().map_or(Ok(()), |device| device.ends.take_over()).breaks("ring")?;
         }
         entered.forget_offer(DeviceKey(u64::from(lost) << 8));
 
@@ -86,7 +85,7 @@ impl World {
         let served = |session: &Session| {
             let device = session.device.as_ref()?;
             let requests = if forgets { Vec::new() } else { device.in_service() };
-            Some((session.name, device.awake, requests))
+            Some((session.name, device.ends.awake, requests))
         };
         let sessions: Vec<_> = entered.sessions.values().filter_map(served).collect();
         for (session, awake, requests) in sessions {
@@ -111,7 +110,7 @@ impl World {
 
         for driver in living.drivers.values_mut() {
             if let Stage::Open { line, .. } = &mut driver.stage {
-                line.take_over().breaks("ring")?;
+                line.ends.take_over().breaks("ring")?;
             }
         }
         // Whatever the process before was about to do, the next one does.
@@ -124,7 +123,7 @@ impl World {
         let rescinded: Vec<u32> = rescinded.map(|(relid, _)| *relid).collect();
         let lines: Vec<u64> = drivers
             .filter_map(|(_, driver)| match &driver.stage {
-                Stage::Open { name, line, .. } if line.awake => Some(*name),
+                Stage::Open { name, line, .. } if line.ends.awake => Some(*name),
                 Stage::Open { .. } | Stage::Idle | Stage::Sharing { .. } | Stage::Opening { .. } => None,
             })
             .collect();
