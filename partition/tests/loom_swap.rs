@@ -3,8 +3,8 @@
 //! the next root, ahead of all others. The twins leave something out and must fail.
 //!
 //! How the rings are taken, changed and given back is the code of `channels/src/channel/swap.rs`. Modelled beside it
-//! are who uses the rings (the loops of `sending.rs`, `receiving.rs` and `survival.rs`), the record of what was sent
-//! (`in_flight.rs`). There are no bells: the next root signals nothing, so that nudges alone wake.
+//! are who uses the rings (the loops of `sending.rs`, `receiving.rs`, `routing.rs` and `survival.rs`), the record of
+//! what was sent (`in_flight.rs`). There are no bells: the next root signals nothing, so that nudges alone wake.
 //!
 //! A thread that would sleep ends instead, and is played on when all others are over. It must have been nudged since it
 //! looked. That is the same: somebody who wakes in between is somebody who was slow to fall asleep.

@@ -10,6 +10,7 @@ mod receiving;
 mod replies;
 mod request;
 mod retarget;
+mod routing;
 mod saving;
 mod sending;
 mod side;

@@ -1,7 +1,7 @@
-//! The ring from the peer: requests for whoever receives, completions for whoever asked.
+//! The ring from the peer, and its requests for whoever receives. Its completions are handed out in `routing`.
 
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use vmbus_ringbuf::{Consumer, Packet, PacketKind, SavedConsumer};
 
 use super::core::{Core, lock};
 use super::flow::{Flow, Hold, spin_for};
-use super::replies::{Interrupted, Reply};
+use super::replies::Reply;
 use super::request::{Attached, Request};
 use super::side::Side;
 use super::swap::{self, Untouchable};
@@ -26,7 +26,7 @@ use crate::spin::{Spin, Spinner};
 /// Completion space is set aside for this many requests at a time.
 pub(super) const GRANTS_AT_ONCE: usize = 32;
 /// Requests that wait in private memory because somebody looked for replies only. More stay in the ring.
-const QUEUED_AT_MOST: usize = 64;
+pub(super) const QUEUED_AT_MOST: usize = 64;
 /// Descriptor and trailer.
 const SMALLEST_PACKET: usize = 24;
 /// Looks in vain after which the space of packets already taken is given back.
@@ -91,7 +91,7 @@ impl Incoming {
 
 /// What stood next in the ring.
 #[expect(clippy::large_enum_variant, reason = "taken apart where it is made, never kept")]
-enum Next {
+pub(super) enum Next {
     Request(Request),
     /// A completion, handed to whoever asked.
     Routed,
@@ -258,144 +258,6 @@ impl Core {
         }
     }
 
-    /// The reply to request `id` of ours.
-    pub(crate) async fn reply(self: &Arc<Self>, id: u64) -> Result<Reply, ChannelError> {
-        let mut gave_way = false;
-        loop {
-            let seen = self.nudges();
-            let others = lock(&self.replies).in_flight() > 1;
-            if let Some(reply) = self.judge(self.look_for_reply(id, !others || gave_way))? {
-                return Ok(reply);
-            }
-            if others && !gave_way {
-                // Whoever else has requests to send should send them before this thread looks for long.
-                gave_way = true;
-                tokio::task::yield_now().await;
-                continue;
-            }
-            let asleep = Instant::now();
-            let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
-            self.park(seen, || self.last_look(&Nothing::NoReply), done).await;
-            self.slept(asleep);
-        }
-    }
-
-    /// [`reply`](Self::reply) for a thread.
-    pub(crate) fn reply_blocking(self: &Arc<Self>, id: u64) -> Result<Reply, ChannelError> {
-        loop {
-            let seen = self.nudges();
-            if let Some(reply) = self.judge(self.look_for_reply(id, true))? {
-                return Ok(reply);
-            }
-            let asleep = Instant::now();
-            let done = poll_fn(|context| lock(&self.replies).poll_done(id, context));
-            self.park_blocking(seen, || self.last_look(&Nothing::NoReply), done, None)?;
-            self.slept(asleep);
-        }
-    }
-
-    /// The reply to `id` if it is there, or comes while looking pays.
-    fn look_for_reply(self: &Arc<Self>, id: u64, spin: bool) -> Result<Option<Reply>, ChannelError> {
-        if let Some(reply) = lock(&self.replies).take(id) {
-            return reply.map(Some).map_err(|Interrupted| ChannelError::Interrupted);
-        }
-        // Whoever holds the ring hands us our reply, too.
-        let Ok(incoming) = self.incoming.try_lock() else { return Ok(None) };
-        let found = self.route_until(self.entered(incoming), spin, || lock(&self.replies).take(id))?;
-        found.transpose().map_err(|Interrupted| ChannelError::Interrupted)
-    }
-
-    /// Collects replies to tagged requests, waiting for at least one unless `wait` is false; gives how many.
-    pub(crate) fn tagged_replies(
-        self: &Arc<Self>,
-        into: &mut Vec<(u64, Reply)>,
-        wait: bool,
-    ) -> Result<usize, ChannelError> {
-        loop {
-            let seen = self.nudges();
-            let found = self.judge(self.look_for_tagged(into, wait))?;
-            if found > 0 || !wait {
-                return Ok(found);
-            }
-            let asleep = Instant::now();
-            let last_look = || self.last_look(&Nothing::NoReply) || lock(&self.replies).has_tagged();
-            self.park_blocking(seen, last_look, pending(), None)?;
-            self.slept(asleep);
-        }
-    }
-
-    fn look_for_tagged(
-        self: &Arc<Self>,
-        into: &mut Vec<(u64, Reply)>,
-        spin: bool,
-    ) -> Result<usize, ChannelError> {
-        let found = self.route_until(self.enter(), spin, || {
-            let count = lock(&self.replies).take_tagged(into);
-            (count > 0).then_some(count)
-        })?;
-        Ok(found.unwrap_or(0))
-    }
-
-    /// Hands out all completions that are there; requests wait for who receives them.
-    pub(crate) fn route_replies(self: &Arc<Self>) -> Result<(), ChannelError> {
-        self.route_until(self.enter(), false, || Some(())).map(drop)
-    }
-
-    /// Hands out completions until `found` gives something: once, or, with `spin`, as long as looking pays.
-    fn route_until<T>(
-        self: &Arc<Self>,
-        incoming: Result<MutexGuard<'_, Incoming>, Untouchable>,
-        spin: bool,
-        mut found: impl FnMut() -> Option<T>,
-    ) -> Result<Option<T>, ChannelError> {
-        let mut incoming = match incoming {
-            Ok(incoming) => incoming,
-            Err(Untouchable::Closed) => return Err(self.ended()),
-            // What came before the root went is there all the same.
-            Err(Untouchable::Suspended) => return Ok(found()),
-        };
-        let mut spinner = if spin { incoming.spinner.clone() } else { Spinner::new(Spin::never()) };
-        let mut looks = 0;
-        let result = spinner.look(|| {
-            if !self.is_open() {
-                return Some(if self.is_closed() { Err(self.ended()) } else { Ok(found()) });
-            }
-            looks += 1;
-            match self.route(&mut incoming) {
-                // Looking in vain is most of what a spinning thread does: one load. Replies come this way only.
-                Ok(false) if looks > 1 => self.publish_while_looking(&mut incoming, looks).err().map(Err),
-                Ok(_) => found().map(|found| Ok(Some(found))),
-                Err(error) => Some(Err(error)),
-            }
-        });
-        if spin {
-            incoming.spinner = spinner;
-        }
-        self.leave(incoming)?;
-        result.unwrap_or(Ok(None))
-    }
-
-    /// Takes what is there; whether there was anything.
-    fn route(self: &Arc<Self>, incoming: &mut Incoming) -> Result<bool, ChannelError> {
-        if !incoming.consumer.has_unread()? {
-            return Ok(false);
-        }
-        let before = incoming.queued.len();
-        while incoming.queued.len() < QUEUED_AT_MOST {
-            match self.next(incoming)? {
-                Next::Request(request)
-                    if !request.wants_completion() && self.deaf.load(Ordering::Relaxed) => {}
-                Next::Request(request) => incoming.queued.push_back(request),
-                Next::Routed => {}
-                Next::Empty => break,
-            }
-        }
-        if incoming.queued.len() > before {
-            self.nudge();
-        }
-        Ok(true)
-    }
-
     pub(super) fn next_request(
         self: &Arc<Self>,
         incoming: &mut Incoming,
@@ -449,7 +311,7 @@ impl Core {
     }
 
     /// Takes the next packet, whatever it is.
-    fn next(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Next, ChannelError> {
+    pub(super) fn next(self: &Arc<Self>, incoming: &mut Incoming) -> Result<Next, ChannelError> {
         let Some(packet) = incoming.consumer.next()? else { return Ok(Next::Empty) };
         let next = match packet.kind {
             PacketKind::Completion => {
@@ -522,7 +384,7 @@ impl Core {
         self.entered(lock(&self.incoming))
     }
 
-    fn entered<'a>(
+    pub(super) fn entered<'a>(
         &self,
         incoming: MutexGuard<'a, Incoming>,
     ) -> Result<MutexGuard<'a, Incoming>, Untouchable> {
