@@ -83,12 +83,13 @@ impl fmt::Display for GuestSetup {
 impl fmt::Display for Disturbance {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, guest, lane, nth } = self;
-        let place = format_args!("guest={guest} lane={lane} nth={nth}");
-        match what {
-            Disturbs::Late(ticks) => write!(formatter, "late {place} ticks={ticks}"),
-            Disturbs::Twice(ticks) => write!(formatter, "twice {place} ticks={ticks}"),
-            Disturbs::Refused => write!(formatter, "refused {place}"),
-        }
+        let (word, ticks) = match what {
+            Disturbs::Late(ticks) => ("late", Some(ticks)),
+            Disturbs::Twice(ticks) => ("twice", Some(ticks)),
+            Disturbs::Refused => ("refused", None),
+        };
+        write!(formatter, "{word} guest={guest} lane={lane} nth={nth}")?;
+        ticks.map_or(Ok(()), |ticks| write!(formatter, " ticks={ticks}"))
     }
 }
 
