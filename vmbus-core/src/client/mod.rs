@@ -13,6 +13,7 @@ mod channel;
 mod connection;
 mod fault;
 mod gpadl;
+mod opening;
 mod pause;
 mod policy;
 mod reserved;
@@ -22,15 +23,16 @@ mod watch;
 
 use alloc::collections::VecDeque;
 
-pub use channel::{ChannelInfo, ChannelState, OfferInfo, OpenRequest, SignalParameters};
+pub use channel::{ChannelInfo, ChannelState, OfferInfo};
 pub use connection::{ClientConfig, ConnectFailure, Connection};
 pub use fault::{ClientError, Failure, Fault};
+pub use opening::{OpenRequest, SignalParameters};
 pub use policy::{Policy, Question};
 pub use reserved::{AnswerSlot, ReservedOpenRequest};
 
 pub use crate::server::{Answer, AskId, ConnectRequest, MonitorPages, Whose};
 
-use crate::message::{Direction, Message, Payload};
+use crate::message::{Direction, Message, Payload, to_host};
 use channel::Channels;
 use gpadl::Gpadls;
 use policy::Questions;
@@ -216,22 +218,7 @@ impl Client {
             Message::TlConnectResult(result) => self.connect_refused(&result),
             Message::PauseResponse(_) => self.paused(),
             // Let through by no parser.
-            Message::InitiateContact(_)
-            | Message::Unload(_)
-            | Message::RequestOffers(_)
-            | Message::OpenChannel(_)
-            | Message::CloseChannel(_)
-            | Message::GpadlHeader(..)
-            | Message::GpadlBody(..)
-            | Message::GpadlTeardown(_)
-            | Message::RelidReleased(_)
-            | Message::OpenReservedChannel(_)
-            | Message::CloseReservedChannel(_)
-            | Message::TlConnectRequest(_)
-            | Message::ModifyChannel(_)
-            | Message::ModifyConnection(_)
-            | Message::Pause(_)
-            | Message::Resume(_) => self.fault(Fault::Unexpected { message: message.info().name }),
+            to_host!() => self.fault(Fault::Unexpected { message: message.info().name }),
         }
     }
 

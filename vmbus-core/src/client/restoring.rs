@@ -8,10 +8,7 @@ use super::connection::{Offers, State};
 use super::gpadl::State as ListState;
 use super::pause::{Held, Pausing};
 use super::policy::Subject;
-use super::{
-    AnswerSlot, AskId, Client, ClientAction, ClientConfig, Connection, MonitorPages, OfferInfo, Policy,
-    Question,
-};
+use super::{AnswerSlot, AskId, Client, ClientAction, ClientConfig, Connection, OfferInfo, Policy, Question};
 use crate::message::{Direction, Message, OfferFlags, OpenChannel};
 use crate::saved::parts::{self, guid, narrow, payload, structure, user_defined};
 use crate::saved::{RestoreError, SavedClient, client as saved};
@@ -84,7 +81,7 @@ impl Client {
             saved::Offers::Deciding => Offers::Deciding,
             saved::Offers::Delivered => Offers::Delivered,
         };
-        let modifying = saved.modifying.as_ref().map(|saved| saved.pages.as_ref().map(pages));
+        let modifying = saved.modifying.as_ref().map(|saved| saved.pages.as_ref().map(Into::into));
         if modifying.is_some() && !features.contains(FeatureFlags::MODIFY_CONNECTION) {
             return Err("a modification that was not negotiated");
         }
@@ -114,7 +111,7 @@ impl Client {
             features,
             message_connection_id: saved.message_connection_id,
             interrupt_page: saved.interrupt_page,
-            monitor_pages: saved.monitor_pages.as_ref().map(pages),
+            monitor_pages: saved.monitor_pages.as_ref().map(Into::into),
         })
     }
 
@@ -294,11 +291,6 @@ fn slot(saved: &parts::Address) -> Result<AnswerSlot, &'static str> {
         Ok(sint @ 0..16) => Ok(AnswerSlot { vp: saved.vp, sint }),
         Ok(_) | Err(_) => Err("an interrupt source that does not exist"),
     }
-}
-
-fn pages(saved: &parts::MonitorPages) -> MonitorPages {
-    let parts::MonitorPages { parent_to_child, child_to_parent } = *saved;
-    MonitorPages { parent_to_child, child_to_parent }
 }
 
 fn restored_held(connection: &Connection, saved: &[saved::Held]) -> Result<Held, &'static str> {

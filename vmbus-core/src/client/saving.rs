@@ -9,7 +9,7 @@ use super::connection::{Offers, State};
 use super::gpadl::State as ListState;
 use super::pause::{Held, Pausing};
 use super::policy::Subject;
-use super::{AnswerSlot, AskId, Client, ClientAction, Connection, MonitorPages, OfferInfo};
+use super::{AnswerSlot, AskId, Client, ClientAction, Connection, OfferInfo};
 use crate::saved::parts::{self, Nothing, Pages, trimmed};
 use crate::saved::{SaveError, SavedClient, client as saved};
 
@@ -101,7 +101,7 @@ fn save_connection(state: &State) -> saved::Connection {
             saved::Connection::Connected(saved::Connected {
                 agreed: Some(save_agreed(connection)),
                 offers: offers.into(),
-                modifying: modifying.map(|pages| saved::Modifying { pages: pages.map(save_pages) }),
+                modifying: modifying.map(|pages| saved::Modifying { pages: pages.map(Into::into) }),
                 pause: pause.into(),
             })
         }
@@ -116,18 +116,13 @@ fn save_agreed(connection: &Connection) -> saved::Agreed {
         features: features.bits(),
         message_connection_id: *message_connection_id,
         interrupt_page: *interrupt_page,
-        monitor_pages: monitor_pages.map(save_pages),
+        monitor_pages: monitor_pages.map(Into::into),
     }
 }
 
 fn save_slot(slot: AnswerSlot) -> parts::Address {
     let AnswerSlot { vp, sint } = slot;
     parts::Address { vp, sint: sint.into() }
-}
-
-fn save_pages(pages: MonitorPages) -> parts::MonitorPages {
-    let MonitorPages { parent_to_child, child_to_parent } = pages;
-    parts::MonitorPages { parent_to_child, child_to_parent }
 }
 
 fn held(state: &State) -> Vec<saved::Held> {

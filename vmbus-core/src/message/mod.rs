@@ -134,6 +134,8 @@ macro_rules! messages {
         }
 
         $(messages!(@from $name $($tail)?);)*
+
+        by_direction!([] [] $($direction $name)*);
     };
     (@pages type $lifetime:lifetime) => { &$lifetime [u8] };
     (@has_pages) => { false };
@@ -150,6 +152,25 @@ macro_rules! messages {
         }
     };
     (@from $name:ident pages) => {};
+}
+
+/// Patterns from the table: `to_host!()` and `to_guest!()` match the messages of one direction, so that whoever can
+/// only receive the other matches all of them and yet repeats no list.
+macro_rules! by_direction {
+    ($to_host:tt [$($to_guest:ident)*] ToGuest $name:ident $($rest:tt)*) => {
+        by_direction!($to_host [$($to_guest)* $name] $($rest)*);
+    };
+    ([$($to_host:ident)*] $to_guest:tt ToHost $name:ident $($rest:tt)*) => {
+        by_direction!([$($to_host)* $name] $to_guest $($rest)*);
+    };
+    ([$($to_host:ident)*] [$($to_guest:ident)*]) => {
+        macro_rules! to_host {
+            () => { $($crate::message::Message::$to_host(..))|* };
+        }
+        macro_rules! to_guest {
+            () => { $($crate::message::Message::$to_guest(..))|* };
+        }
+    };
 }
 
 const NONE: FeatureFlags = FeatureFlags::empty();
@@ -185,6 +206,8 @@ messages! {
     28 PauseResponse            "PAUSE_RESPONSE"             ToGuest Copper   FeatureFlags::PAUSE_RESUME, 8;
     29 Resume                   "RESUME"                     ToHost  Copper   FeatureFlags::PAUSE_RESUME, 8;
 }
+
+pub(crate) use {to_guest, to_host};
 
 impl<'a> Message<'a> {
     /// Decodes a payload that goes in `direction`. Surplus bytes are ignored.

@@ -93,7 +93,9 @@ bitflags::bitflags! {
 }
 
 /// Entries of an indirection table.
-pub const INDIRECTION_ENTRIES: usize = 16;
+pub const INDIRECTION_ENTRIES: usize = ENTRIES as usize;
+/// The same as it is on the wire.
+const ENTRIES: u32 = 16;
 /// "In no section of the send buffer".
 pub const NO_SECTION: u32 = u32::MAX;
 
@@ -389,15 +391,12 @@ impl Message {
             }
             MessageType::SEND_INDIRECTION_TABLE => {
                 let [count, stated] = words(body)?;
-                if count as usize != INDIRECTION_ENTRIES {
+                if count != ENTRIES {
                     return Err(NvspError::BadValue { kind, value: count });
                 }
                 // Hosts up to version 6 send a whole message before the table and may state something else.
                 let old = version.is_some_and(|version| version <= Version::V6);
-                let offset = match old && bytes.len() >= FULL_SIZE + TABLE_SIZE {
-                    true => FULL_SIZE,
-                    false => stated as usize,
-                };
+                let offset = if old && bytes.len() >= LONGEST { FULL_SIZE } else { stated } as usize;
                 let table = bytes.get(offset..).ok_or(short(bytes.len(), offset))?;
                 Self::IndirectionTable { table: words(table)? }
             }
@@ -422,12 +421,9 @@ impl Message {
             }
             Self::ReceiveBufferComplete { status, sections, first } => {
                 let ReceiveSection { offset, piece_size, pieces, end } = first;
-                let section = [offset, piece_size, pieces, end].map(U32::get);
-                let [offset, piece_size, pieces, end] = section;
-                out.put(
-                    MessageType::SEND_RECV_BUFFER_COMPLETE,
-                    &[status.0, sections, offset, piece_size, pieces, end],
-                );
+                let [offset, piece_size, pieces, end] = [offset, piece_size, pieces, end].map(U32::get);
+                let words = [status.0, sections, offset, piece_size, pieces, end];
+                out.put(MessageType::SEND_RECV_BUFFER_COMPLETE, &words);
             }
             Self::SendBufferComplete { status, section_size } => {
                 out.put(MessageType::SEND_SEND_BUFFER_COMPLETE, &[status.0, section_size]);
@@ -469,10 +465,10 @@ impl Message {
             Self::IndirectionTable { table } => {
                 // Compact for those who read the offset; where the offset is not read, where it is looked for.
                 let offset = if version <= Version::V6 { FULL_SIZE } else { COMPACT_TABLE };
-                let count = U32::new(u32::try_from(INDIRECTION_ENTRIES).unwrap_or(0)).get();
-                out.put(MessageType::SEND_INDIRECTION_TABLE, &[count, u32::try_from(offset).unwrap_or(0)]);
-                out.bytes[offset..offset + TABLE_SIZE].copy_from_slice(table.map(U32::new).as_bytes());
-                out.len = offset + TABLE_SIZE;
+                out.put(MessageType::SEND_INDIRECTION_TABLE, &[ENTRIES, offset]);
+                let start = offset as usize;
+                out.bytes[start..start + TABLE_SIZE].copy_from_slice(table.map(U32::new).as_bytes());
+                out.len = start + TABLE_SIZE;
             }
         }
         out
@@ -480,21 +476,23 @@ impl Message {
 }
 
 /// Bytes of the longest message structure.
-const FULL_SIZE: usize = 40;
+const FULL_SIZE: u32 = 40;
 const TABLE_SIZE: usize = 4 * INDIRECTION_ENTRIES;
 /// Where a table directly follows what speaks of it.
-const COMPACT_TABLE: usize = 12;
+const COMPACT_TABLE: u32 = 12;
+/// Bytes of the longest message with a table after it.
+const LONGEST: usize = FULL_SIZE as usize + TABLE_SIZE;
 
 /// A message's bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoded {
-    bytes: [u8; FULL_SIZE + TABLE_SIZE],
+    bytes: [u8; LONGEST],
     len: usize,
 }
 
 impl Encoded {
     fn new(len: usize) -> Self {
-        Self { bytes: [0; FULL_SIZE + TABLE_SIZE], len }
+        Self { bytes: [0; LONGEST], len }
     }
 
     fn put(&mut self, kind: MessageType, words: &[u32]) {

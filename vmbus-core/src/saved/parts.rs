@@ -4,9 +4,9 @@ use alloc::vec::Vec;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::Guid;
 use crate::message::{Payload, UserDefined};
 use crate::pages::{GpadlBuilder, PageRanges};
+use crate::{Guid, server};
 
 /// A variant that says nothing more.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -28,6 +28,21 @@ pub(crate) struct MonitorPages {
     pub(crate) parent_to_child: u64,
     #[prost(uint64, tag = "2")]
     pub(crate) child_to_parent: u64,
+}
+
+impl From<server::MonitorPages> for MonitorPages {
+    fn from(pages: server::MonitorPages) -> Self {
+        let server::MonitorPages { parent_to_child, child_to_parent } = pages;
+        Self { parent_to_child, child_to_parent }
+    }
+}
+
+/// As they were saved: what may be in them is for whoever restores them to say.
+impl From<&MonitorPages> for server::MonitorPages {
+    fn from(saved: &MonitorPages) -> Self {
+        let MonitorPages { parent_to_child, child_to_parent } = *saved;
+        Self { parent_to_child, child_to_parent }
+    }
 }
 
 /// The words of page ranges, complete or not.

@@ -41,7 +41,7 @@ pub use question::{Answer, AskId, Question};
 pub use restoring::Presence;
 
 use crate::Status;
-use crate::message::{Message, Payload};
+use crate::message::{Message, Payload, to_guest};
 use crate::pages::PageRanges;
 use channel::{Channels, OpenRequested};
 use gpadl::Gpadls;
@@ -336,19 +336,7 @@ impl Server {
             Message::Pause(_) => self.pause(),
             Message::Resume(_) => self.resume(),
             // The parser lets through only what goes to the host.
-            Message::OfferChannel(_)
-            | Message::RescindChannelOffer(_)
-            | Message::AllOffersDelivered(_)
-            | Message::OpenChannelResult(_)
-            | Message::GpadlCreated(_)
-            | Message::GpadlTorndown(_)
-            | Message::VersionResponse(_)
-            | Message::UnloadResponse(_)
-            | Message::CloseReservedResponse(_)
-            | Message::TlConnectResult(_)
-            | Message::ModifyChannelResponse(_)
-            | Message::ModifyConnectionResponse(_)
-            | Message::PauseResponse(_) => self.fault(Fault::out_of_place(&message)),
+            to_guest!() => self.fault(Fault::out_of_place(&message)),
         }
     }
 

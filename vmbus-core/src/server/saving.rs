@@ -9,7 +9,7 @@ use super::connection::{Connected, Offers, State, Then};
 use super::gpadl::{Custody, Known, List};
 use super::question::Subject;
 use super::reserved::Address;
-use super::{Connection, DeviceKey, MonitorPages, OfferParams, Server, ServerAction};
+use super::{Connection, DeviceKey, OfferParams, Server, ServerAction};
 use crate::saved::parts::{self, Nothing, Pages, trimmed};
 use crate::saved::{SaveError, SavedServer, server as saved};
 
@@ -132,10 +132,6 @@ fn save_agreed(connection: &Connection) -> saved::Agreed {
         monitor_pages,
         client_id,
     } = connection;
-    let pages = |MonitorPages { parent_to_child, child_to_parent }| parts::MonitorPages {
-        parent_to_child,
-        child_to_parent,
-    };
     saved::Agreed {
         version: version.word(),
         features: features.bits(),
@@ -143,7 +139,7 @@ fn save_agreed(connection: &Connection) -> saved::Agreed {
         sint: (*sint).into(),
         message_connection_id: *message_connection_id,
         interrupt_page: *interrupt_page,
-        monitor_pages: monitor_pages.map(pages),
+        monitor_pages: monitor_pages.map(Into::into),
         client_id: client_id.map(|id| id.to_wire().into()),
     }
 }

@@ -25,7 +25,7 @@ mod seen {
     use super::super::connection::{Connected, State, Then};
     use super::super::question::Subject;
     use super::super::{Answer, ChannelState, DeviceKey, Server, ServerAction, ServerInput};
-    use crate::message::{Direction, Message};
+    use crate::message::{Direction, Message, to_guest};
     use crate::trace::{self, End, Item, Machine};
 
     type Event = &'static str;
@@ -215,19 +215,7 @@ mod seen {
                         self.expect_for_list((teardown.relid.get(), teardown.gpadl.get()), name, before);
                     }
                 }
-                Message::OfferChannel(_)
-                | Message::RescindChannelOffer(_)
-                | Message::AllOffersDelivered(_)
-                | Message::OpenChannelResult(_)
-                | Message::GpadlCreated(_)
-                | Message::GpadlTorndown(_)
-                | Message::VersionResponse(_)
-                | Message::UnloadResponse(_)
-                | Message::CloseReservedResponse(_)
-                | Message::TlConnectResult(_)
-                | Message::ModifyChannelResponse(_)
-                | Message::ModifyConnectionResponse(_)
-                | Message::PauseResponse(_) => event("nonsense"),
+                to_guest!() => event("nonsense"),
             }
         }
 
