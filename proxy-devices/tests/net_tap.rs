@@ -3,8 +3,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use vmbus_proxy_devices::net::{HostOptions, HostPort, Tap, TapPort};
+use vmbus_proxy_devices::net::{HostOptions, HostPort, StreamPort, Tap, TapPort};
 use vmbus_tests::netns::Namespace;
 use vmbus_vsp::network::switch::{DropReason, PortSettings, Switch};
 
@@ -84,4 +87,57 @@ fn the_kernel_finds_the_built_in_host() {
     namespace.command("ping -c 3 -i 0.2 -W 10 10.0.0.1");
     namespace.command("ping -c 1 -W 10 -s 1400 10.0.0.1");
     namespace.command("ping -c 5 -i 0.5 -W 5 fe80::76:6dff:fe00:1%tap0");
+}
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn passt_behind_a_stream_socket_takes_a_namespace_to_the_outside_without_privileges() {
+    vmbus_tests::require!(Tun, Root);
+    if let Some(reason) = vmbus_tests::missing_program(&["ip", "ping", "passt"]) {
+        vmbus_tests::skip!("{reason}");
+    }
+    // Outside there is one interface, which passt shows to those inside as theirs; what they send to its router, it
+    // takes to the outside's own loopback.
+    let outside = Namespace::new().unwrap();
+    outside.command("ip tuntap add out0 mode tap");
+    outside.command("ip address add 192.0.2.10/24 dev out0");
+    outside.command("ip link set out0 up");
+    outside.command("ip route add default via 192.0.2.1");
+    let listener = outside.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let service = listener.local_addr().unwrap().port();
+
+    let folder = tempfile::tempdir().unwrap();
+    // It becomes "nobody" where it is started as root.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("passt.sock");
+    let switch = Switch::new("lan");
+    let port = StreamPort::connect(&switch, &path, PortSettings::new("passt")).unwrap();
+    let mut command = Command::new("passt");
+    command.args(["--foreground", "--socket"]).arg(&path).stderr(Stdio::null());
+    let _passt = Process(outside.spawn(command));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !port.is_up() {
+        assert!(Instant::now() < deadline, "passt does not answer");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+
+    let (inside, _tap) = namespace_at(&switch, "192.0.2.10/24");
+    inside.command("ip route add default via 192.0.2.1");
+    let sent: Vec<u8> = (0..STREAM).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let expected = sent.clone();
+    let server = std::thread::spawn(move || listener.accept().unwrap().0.write_all(&sent).unwrap());
+    let mut stream = inside.run(move || TcpStream::connect(("192.0.2.1", service)).unwrap());
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    assert!(received == expected, "{} bytes", received.len());
+    server.join().unwrap();
 }
