@@ -56,7 +56,7 @@ impl CapturePort {
     pub fn connect<W: Write + Send + 'static>(
         switch: &Switch,
         out: W,
-        is_wanted: impl Fn(&W) -> bool + Send + 'static,
+        mut is_wanted: impl FnMut(&W) -> bool + Send + 'static,
         options: &CaptureOptions,
         settings: PortSettings,
     ) -> Result<Self, PortError> {

@@ -52,6 +52,9 @@ pub enum ConnectError {
     /// The settings make no sense.
     #[error(transparent)]
     Settings(#[from] SettingsFault),
+    /// There is no such port any more.
+    #[error("port {} is gone", .0.0)]
+    Gone(PortId),
     /// The policy agent denies it.
     #[error(transparent)]
     Denied(#[from] Refusal),
@@ -136,6 +139,22 @@ impl Switch {
     pub fn ports(&self) -> Vec<PortState> {
         let ports = Arc::clone(&self.shared.read().ports);
         ports.members.iter().flatten().map(Member::state).collect()
+    }
+
+    /// Shows the frames of somebody's port to mirrors' destinations, or no longer; all else about the port stays as it
+    /// is. For whoever looks into a network that others have made.
+    pub fn mirror(&self, port: PortId, mirror: Mirror) -> Result<(), ConnectError> {
+        let find = |tables: &Tables| {
+            let mut members = tables.ports.members.iter().flatten();
+            members.find(|member| member.link.id == port).cloned().ok_or(ConnectError::Gone(port))
+        };
+        let settings = PortSettings { mirror, ..PortSettings::clone(&find(&self.shared.read())?.settings) };
+        let settings = self.shared.decide(Occasion::Reconfigure, settings)?;
+        let mut tables = self.shared.write();
+        let Member { link, settings: now } = find(&tables)?;
+        let settings = Arc::new(PortSettings { mirror: settings.mirror, ..PortSettings::clone(&now) });
+        tables.replace(link.slot, Some(Member { link, settings }));
+        Ok(())
     }
 
     /// All stations that are known at present.
@@ -400,6 +419,11 @@ impl Tables {
             };
             addresses.iter().for_each(|&address| self.addresses.own(address, vlan, slot));
         }
+        self.replace(slot, member);
+    }
+
+    /// The same, but for those behind the port.
+    fn replace(&mut self, slot: usize, member: Option<Member>) {
         let mut ports = Ports::clone(&self.ports);
         if slot >= ports.members.len() {
             ports.members.resize(slot + 1, None);
