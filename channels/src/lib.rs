@@ -40,7 +40,9 @@ pub use vmbus_core::guid;
 pub use vmbus_partition::{Credentials, GuestPages};
 
 pub use buffer::{Buffer, BufferRange};
-pub use channel::{BlockingChannel, Channel, Completions, Lent, Pending, Replay, Reply, Request, Tagged};
+pub use channel::{
+    Arrivals, BlockingChannel, Channel, Completions, Lent, Pending, Replay, Reply, Request, Tagged,
+};
 pub use error::{ChannelError, Error, Refusal};
 pub use event::Event;
 pub use guest::{Device, Guest, GuestBuilder, OfferedDevice, OpenOptions, Resume};

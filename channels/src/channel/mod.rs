@@ -3,6 +3,7 @@
 mod arrivals;
 mod blocking;
 mod core;
+mod exchange;
 mod flow;
 mod in_flight;
 mod lending;
@@ -30,6 +31,7 @@ use vmbus_ringbuf::{GpaRange, Outgoing, OutgoingKind, Pfns, TransferRange};
 
 pub use self::blocking::{BlockingChannel, Tagged};
 pub(crate) use self::core::{Core, Limits};
+pub use self::exchange::Arrivals;
 pub(crate) use self::flow::spin_for;
 pub use self::in_flight::Replay;
 pub(crate) use self::lending::Lend;

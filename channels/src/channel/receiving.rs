@@ -125,7 +125,7 @@ impl Nothing {
     }
 
     /// For how long policy lets it wait.
-    fn held_for(&self) -> Option<Duration> {
+    pub(super) fn held_for(&self) -> Option<Duration> {
         match self {
             Self::Held(Hold::Until(due)) => Some(due.saturating_duration_since(tokio::time::Instant::now())),
             Self::Held(Hold::GiveWay) => Some(Duration::ZERO),

@@ -127,7 +127,7 @@ pub(super) async fn due(hold: Hold) {
 }
 
 /// The same for a thread.
-fn wait_for(hold: Hold) -> Duration {
+pub(super) fn wait_for(hold: Hold) -> Duration {
     match hold {
         Hold::Until(due) => due.saturating_duration_since(Instant::now()),
         Hold::GiveWay => Duration::ZERO,
@@ -181,14 +181,13 @@ impl Core {
                 }
             };
             let Some(first) = requests.first().filter(|_| sent == 0) else { return Ok(sent) };
-            let range = first.range.as_ref().map(gpa_range);
-            let size = self.size_of(&packet(0, first, range.as_slice()))?;
+            let size = self.tagged_size(first)?;
             self.park_blocking(seen, || self.has_room(size), pending(), None)?;
         }
     }
 
     /// `Err` inside: policy lets all of them wait.
-    fn try_submit(&self, requests: &[Tagged]) -> Result<Result<usize, Hold>, ChannelError> {
+    pub(super) fn try_submit(&self, requests: &[Tagged]) -> Result<Result<usize, Hold>, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
         if outgoing.state != State::Open && !self.ready(&mut outgoing)? {
             return Ok(Ok(0));
@@ -232,6 +231,24 @@ impl Core {
             side.ring();
         }
         Ok(Ok(sent))
+    }
+
+    /// Bytes that this request takes in the ring.
+    pub(super) fn tagged_size(&self, request: &Tagged) -> Result<usize, ChannelError> {
+        let range = request.range.as_ref().map(gpa_range);
+        self.size_of(&packet(0, request, range.as_slice()))
+    }
+
+    /// Whether a packet of `size` bytes could be sent now. `Err` inside: policy lets it wait.
+    pub(super) fn room_now(&self, size: usize) -> Result<Result<bool, Hold>, ChannelError> {
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.state != State::Open && !self.ready(&mut outgoing)? {
+            return Ok(Ok(false));
+        }
+        if !outgoing.fits(size)? {
+            return Ok(Ok(false));
+        }
+        Ok(outgoing.flow.as_mut().and_then(|flow| flow.holds()).map_or(Ok(true), Err))
     }
 
     fn try_send(&self, packet: &Packet<'_>, size: usize, replay: Replay) -> Result<Sent, ChannelError> {
