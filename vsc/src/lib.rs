@@ -2,8 +2,16 @@
 //!
 //! [`Disk`] is a guest's disk: reads, writes, flushes and discards, any number in flight, straight between the disk
 //! and shared [`Buffer`](vmbus_channels::Buffer)s. [`DiskQueue`] is the same for a thread that polls.
+//!
+//! [`Nic`] is a guest's network card: frames in batches both ways, received where the provider has put them.
+//! [`NicQueue`] is one of its queues for a thread.
 #![forbid(unsafe_code)]
 
+mod network;
 mod storage;
 
+pub use network::{
+    FrameView, Link, Nic, NicError, NicInfo, NicOptions, NicQueue, NicStatistics, Offloads, ReceiveInfo,
+    ReceivedFrame, TransmitInfo,
+};
 pub use storage::{Controller, Disk, DiskError, DiskInfo, DiskQueue, DiskRequest};
