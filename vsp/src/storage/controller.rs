@@ -12,16 +12,7 @@ use super::saved::SavedSession;
 use super::session::{Family, Role, StorageSession};
 use super::target::{Target, Units};
 use super::vstor::{Limits, Vstor};
-
-/// Who gets to see a controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Audience {
-    Everyone,
-    /// The first guest that comes, until it leaves; then the next.
-    FirstComer,
-    /// The guest of this name alone; one at a time, should several have it.
-    Named(String),
-}
+use crate::audience::Audience;
 
 /// A controller with up to 256 disks, to be given to `Root::offer`.
 ///
@@ -33,8 +24,6 @@ pub struct StorageController {
     instance: Option<Guid>,
     limits: Limits,
     audience: Audience,
-    /// The client that an exclusive controller belongs to.
-    holder: Mutex<Option<u32>>,
     units: Arc<Units>,
     /// What the channels of guests share that were restored here, until they leave.
     restored: Mutex<HashMap<u32, (Target, Family)>>,
@@ -47,8 +36,7 @@ impl StorageController {
             name: name.into(),
             instance: None,
             limits: Limits::default(),
-            audience: Audience::Everyone,
-            holder: Mutex::new(None),
+            audience: Audience::everyone(),
             units: Arc::default(),
             restored: Mutex::default(),
         }
@@ -68,13 +56,13 @@ impl StorageController {
 
     /// Visible to the first guest that comes, until it leaves; then to the next.
     pub fn for_one_guest(mut self) -> Self {
-        self.audience = Audience::FirstComer;
+        self.audience = Audience::first_comer();
         self
     }
 
     /// Visible to the guest called `name` alone; to one at a time, should several be called so.
     pub fn only_for(mut self, name: impl Into<String>) -> Self {
-        self.audience = Audience::Named(name.into());
+        self.audience = Audience::named(name);
         self
     }
 
@@ -87,11 +75,6 @@ impl StorageController {
     /// Its disks, to be changed while it is in use; guests are told.
     pub fn units(&self) -> Arc<Units> {
         Arc::clone(&self.units)
-    }
-
-    fn take(&self, client: u32) -> bool {
-        let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        *holder.get_or_insert(client) == client
     }
 }
 
@@ -107,19 +90,12 @@ impl Provider for StorageController {
     }
 
     fn visible_to(&self, client: &Client) -> bool {
-        match &self.audience {
-            Audience::Everyone => true,
-            Audience::FirstComer => self.take(client.id),
-            Audience::Named(name) => **name == *client.name && self.take(client.id),
-        }
+        self.audience.admits(client)
     }
 
     fn left(&self, client: &Client) {
         self.restored.lock().unwrap_or_else(PoisonError::into_inner).remove(&client.id);
-        let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        if *holder == Some(client.id) {
-            *holder = None;
-        }
+        self.audience.left(client);
     }
 
     fn open(&self, _: &Client, _: &OpenRequest) -> Result<StorageSession, Refusal> {

@@ -1,0 +1,236 @@
+//! Frames from the guest: RNDIS messages in a section of the send buffer, in the packet's ranges, or in both.
+//!
+//! Each byte of a message is read once into private memory: the header, then the packet info, then the frame, which goes
+//! to its place in the sender's batch at once.
+
+use vmbus_channels::GuestPages;
+use vmbus_core::network::rndis::{PACKET_HEADER_SIZE, PacketHeader};
+use vmbus_core::network::{LargeSend, PacketInfo, PacketInfoList, TransmitChecksum, Way};
+
+use super::device::LONGEST_LARGE_SEND;
+use super::memory::SharedBuffer;
+use super::nvsp::ETHERNET_HEADER;
+use super::switch::{Batch, Checksum, Full, HeaderChecksum, IpVersion, MAX_FRAME, Offload, Segmentation};
+
+/// Bytes of packet info that are read of one frame. Drivers send a fifth of this.
+const LONGEST_INFO: usize = 512;
+/// Bytes of a tag in the frame, which the MTU does not count.
+const TAG: usize = 4;
+/// Where an IP header begins.
+const IP: usize = ETHERNET_HEADER as usize;
+/// The shortest TCP header.
+const TCP: usize = 20;
+/// Bytes of IP and TCP headers in front of what a large send has to send.
+const HEADERS_AT_MOST: usize = 256;
+
+/// Where the messages of one packet lie: first a part of the send buffer, then the packet's ranges.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a> {
+    section: Option<(&'a SharedBuffer, usize, usize)>,
+    ranges: &'a [GuestPages],
+    len: usize,
+}
+
+/// Why a packet is not sent. The guest's fault; nothing of the packet from there on is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TransmitError {
+    #[error("a message that is none")]
+    Message,
+    #[error("more messages than a packet may have")]
+    TooMany,
+    #[error("a frame that is too long or too short")]
+    Frame,
+    #[error("packet info that makes no sense")]
+    Info,
+}
+
+/// What a packet of frames is allowed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowed {
+    /// Bytes of the longest frame, its header included.
+    pub(super) max_frame: usize,
+    /// Messages.
+    pub(super) max_packets: u32,
+}
+
+impl<'a> Source<'a> {
+    /// The bytes of a packet. `section` is a part of the send buffer, and lies within it.
+    pub(super) fn new(section: Option<(&'a SharedBuffer, usize, usize)>, ranges: &'a [GuestPages]) -> Self {
+        let in_ranges: usize = ranges.iter().map(GuestPages::len).sum();
+        Self { section, ranges, len: section.map_or(0, |(_, _, len)| len) + in_ranges }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies bytes out. `false`: there are not so many.
+    #[inline]
+    pub(super) fn read(&self, at: usize, into: &mut [u8]) -> bool {
+        let (mut at, mut rest) = (at, into);
+        if let Some((memory, start, len)) = self.section {
+            let now = len.saturating_sub(at).min(rest.len());
+            let (first, others) = rest.split_at_mut(now);
+            if now > 0 && !memory.read(start + at, first) {
+                return false;
+            }
+            (at, rest) = (at.saturating_sub(len), others);
+        }
+        for range in self.ranges {
+            if rest.is_empty() {
+                break;
+            }
+            let now = range.len().saturating_sub(at).min(rest.len());
+            let (first, others) = rest.split_at_mut(now);
+            if now > 0 && range.read(at, first).is_err() {
+                return false;
+            }
+            (at, rest) = (at.saturating_sub(range.len()), others);
+        }
+        rest.is_empty()
+    }
+}
+
+/// Appends the frames of a packet to `batch`, which `send` empties when it is full; gives how many.
+pub(super) fn frames(
+    source: &Source<'_>,
+    allowed: Allowed,
+    batch: &mut Batch,
+    mut send: impl FnMut(&mut Batch),
+) -> (u32, Result<(), TransmitError>) {
+    let (mut at, mut count) = (0, 0);
+    loop {
+        if count >= allowed.max_packets {
+            return (count, Err(TransmitError::TooMany));
+        }
+        match frame(source, at, allowed, batch, &mut send) {
+            Ok(len) => at += len,
+            Err(error) => return (count, Err(error)),
+        }
+        count += 1;
+        if at >= source.len() {
+            return (count, Ok(()));
+        }
+    }
+}
+
+/// Appends the frame of the message at `at`; gives the message's length, which is not zero.
+#[inline]
+fn frame(
+    source: &Source<'_>,
+    at: usize,
+    allowed: Allowed,
+    batch: &mut Batch,
+    send: &mut impl FnMut(&mut Batch),
+) -> Result<usize, TransmitError> {
+    let mut head = [0; PACKET_HEADER_SIZE];
+    if !source.read(at, &mut head) {
+        return Err(TransmitError::Message);
+    }
+    let header = PacketHeader::parse(&head, source.len() - at);
+    let header = header.ok().flatten().ok_or(TransmitError::Message)?;
+    let mut wish = Wish::default();
+    if !header.info.is_empty() {
+        let mut info = [0; LONGEST_INFO];
+        let info = info.get_mut(..header.info.len()).ok_or(TransmitError::Info)?;
+        if !source.read(at + header.info.start, info) {
+            return Err(TransmitError::Message);
+        }
+        wish = Wish::read(info)?;
+    }
+    let len = header.frame.len();
+    let longest = match wish.large_send {
+        Some(_) => (LONGEST_LARGE_SEND as usize + HEADERS_AT_MOST).min(MAX_FRAME),
+        None => allowed.max_frame + TAG,
+    };
+    if !(IP..=longest).contains(&len) {
+        return Err(TransmitError::Frame);
+    }
+    let mut slot = match batch.slot(len) {
+        Ok(slot) => slot,
+        Err(Full::Frame(_)) => return Err(TransmitError::Frame),
+        Err(Full::Frames | Full::Bytes(_)) => {
+            send(batch);
+            batch.slot(len).map_err(|_| TransmitError::Frame)?
+        }
+    };
+    if !source.read(at + header.frame.start, slot.bytes_mut()) {
+        return Err(TransmitError::Message);
+    }
+    let offload = wish.offload(slot.bytes_mut())?;
+    slot.commit(len, offload);
+    Ok(header.message_len)
+}
+
+/// What the guest wants done with a frame.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wish {
+    checksum: Option<TransmitChecksum>,
+    large_send: Option<LargeSend>,
+    offload: Offload,
+}
+
+impl Wish {
+    fn read(info: &[u8]) -> Result<Self, TransmitError> {
+        let mut wish = Self::default();
+        for piece in PacketInfoList::new(info, Way::Transmit) {
+            match piece.map_err(|_| TransmitError::Info)? {
+                PacketInfo::TransmitChecksum(checksum) => wish.checksum = Some(checksum),
+                // A segment size of 0 says that there is nothing to cut.
+                PacketInfo::LargeSend(send) => wish.large_send = (send.segment_size > 0).then_some(send),
+                PacketInfo::Vlan(vlan) => wish.offload.vlan = Some(vlan),
+                PacketInfo::Hash(hash) => wish.offload.hash = Some(hash),
+                PacketInfo::ReceiveChecksum(_) | PacketInfo::Rsc(_) | PacketInfo::Other(..) => {}
+            }
+        }
+        Ok(wish)
+    }
+
+    /// The same for the switch, as far as it makes sense with the frame's bytes.
+    #[inline]
+    fn offload(self, frame: &[u8]) -> Result<Offload, TransmitError> {
+        let mut offload = self.offload;
+        if let Some(send) = self.large_send {
+            let start = usize::from(send.tcp_offset);
+            let ip = if send.ipv6 { IpVersion::V6 } else { IpVersion::V4 };
+            let segment_size = u16::try_from(send.segment_size).map_err(|_| TransmitError::Info)?;
+            if start <= IP || start + TCP > frame.len() {
+                return Err(TransmitError::Info);
+            }
+            offload.segmentation = Some(Segmentation { segment_size, tcp_offset: send.tcp_offset, ip });
+            offload.checksum = Checksum::tcp(send.tcp_offset);
+            if ip == IpVersion::V4 {
+                offload.header = HeaderChecksum::Missing;
+            }
+        } else if let Some(checksum) = self.checksum {
+            if checksum.ip_header {
+                offload.header = HeaderChecksum::Missing;
+            }
+            if checksum.tcp || checksum.udp {
+                let start = match checksum.transport_offset {
+                    0 => transport(frame, checksum).ok_or(TransmitError::Info)?,
+                    start => start,
+                };
+                offload.checksum = if checksum.tcp { Checksum::tcp(start) } else { Checksum::udp(start) };
+                let Checksum::Missing { field, .. } = offload.checksum else {
+                    return Err(TransmitError::Info);
+                };
+                if usize::from(start) < IP || usize::from(start) + usize::from(field) + 2 > frame.len() {
+                    return Err(TransmitError::Info);
+                }
+            }
+        }
+        Ok(offload)
+    }
+}
+
+/// Where the transport header begins, for drivers that do not say so.
+fn transport(frame: &[u8], checksum: TransmitChecksum) -> Option<u16> {
+    const IPV6_HEADER: u16 = 40;
+    let ip = u16::try_from(IP).ok()?;
+    if checksum.ipv6 {
+        return Some(ip + IPV6_HEADER);
+    }
+    let words = frame.get(IP)? & 0xf;
+    Some(ip + u16::from(words) * 4)
+}
