@@ -66,8 +66,10 @@ struct Primary {
     /// What the guest was told of it.
     told: Link,
     waiting: VecDeque<Waiting>,
-    /// Channels of which the guest's table speaks.
+    /// Channels that there were when the guest was last told, or need not be.
     spread_over: usize,
+    /// The guest was sent a table.
+    has_table: bool,
 }
 
 /// What is to be sent when there is room.
@@ -117,9 +119,7 @@ impl NetworkSession {
         saved.device.as_ref()?.restore(&mut primary.device, nic.limits.max_queues)?;
         primary.waiting = saved.waiting.iter().cloned().map(Waiting::Control).collect();
         primary.told.connected = saved.connected;
-        if nvsp.sub_channels() > 0 {
-            primary.waiting.push_back(Waiting::Table);
-        }
+        primary.has_table = nvsp.sub_channels() > 0;
         saved.chains()?;
         let mut session = Self::with(nic, nvsp, Role::Primary(Box::new(primary)), open);
         session.saved = Some(Box::new(saved));
@@ -264,9 +264,9 @@ impl NetworkSession {
         let channels = self.nic.channels.load(Ordering::Acquire);
         if self.attached && channels != primary.spread_over {
             let all = usize::from(self.nvsp.sub_channels()) + 1;
-            let told = primary.spread_over > 1;
             primary.spread_over = channels;
-            if told || (channels == all && all > 1) {
+            if primary.has_table || (channels == all && all > 1) {
+                primary.has_table = true;
                 primary.wait_with(Waiting::Table)?;
             }
         }
@@ -479,7 +479,15 @@ impl Primary {
         let mut link = nic.link.clone();
         let told = *link.borrow_and_update();
         let device = Device::new(nic.identity.clone());
-        Self { device, link, link_changed: false, told, waiting: VecDeque::new(), spread_over: 0 }
+        Self {
+            device,
+            link,
+            link_changed: false,
+            told,
+            waiting: VecDeque::new(),
+            spread_over: 0,
+            has_table: false,
+        }
     }
 
     fn wait_with(&mut self, waiting: Waiting) -> Result<(), ChannelError> {

@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::timeout;
-use vmbus_channels::{Buffer, Channel, Device, Guest, Lent, Pending, Request, Root};
+use vmbus_channels::{
+    Buffer, Channel, Device, Guest, Guid, Lent, Pending, Request, Root, SavedPartition, guid,
+};
 use vmbus_core::network::nvsp::{
     self, Capabilities, ChannelType, Message, NO_SECTION, ReceiveSection, Sender, Status,
 };
 use vmbus_core::network::rndis::{self, InitializeComplete, PACKET_HEADER_SIZE, PacketHeader};
 use vmbus_core::network::{CLASS, Oid, PacketInfo, PacketInfoList, PacketInfoWriter, Version, Way};
+use vmbus_partition::{ControlRoot, GuestOptions, local};
 use vmbus_vsp::network::switch::{
     Batch, Capabilities as PortCapabilities, Connection, Delivered, Frames, MacAddress, Offload, Port,
     PortSettings, Switch,
@@ -31,6 +34,21 @@ pub(crate) struct World {
     pub(crate) peer: Peer,
     pub(crate) guest: Guest,
     pub(crate) root: Root,
+    end: Arc<ControlRoot>,
+    settings: Settings,
+}
+
+type Settings = Box<dyn Fn(NetworkAdapter) -> NetworkAdapter + Send + Sync>;
+
+const INSTANCE: Guid = guid!("4e494300-0000-4000-8000-000000000001");
+
+/// A root that offers the NIC at `switch`.
+fn root(switch: &Switch, settings: &Settings) -> (Root, AdapterHandle) {
+    let adapter = settings(NetworkAdapter::new("nic", switch, NIC).instance(INSTANCE));
+    let handle = adapter.handle();
+    let root = Root::builder().build();
+    root.offer(adapter).unwrap();
+    (root, handle)
 }
 
 impl World {
@@ -38,14 +56,26 @@ impl World {
         Self::with(|adapter| adapter).await
     }
 
-    pub(crate) async fn with(settings: impl FnOnce(NetworkAdapter) -> NetworkAdapter) -> Self {
-        let switch = Switch::new("switch");
-        let adapter = settings(NetworkAdapter::new("nic", &switch, NIC));
-        let handle = adapter.handle();
-        let root = Root::builder().build();
-        root.offer(adapter).unwrap();
-        let guest = vmbus_channels::test_utils::join(&root, "guest").await.unwrap();
-        Self { peer: Peer::at(&switch), switch, adapter: handle, guest, root }
+    pub(crate) async fn with(
+        settings: impl Fn(NetworkAdapter) -> NetworkAdapter + Send + Sync + 'static,
+    ) -> Self {
+        let (switch, settings) = (Switch::new("switch"), Box::new(settings) as Settings);
+        let (root, adapter) = root(&switch, &settings);
+        let (end, guest) = local::pair(&GuestOptions::named("guest"), root.next_partition()).unwrap();
+        let end = Arc::new(end);
+        root.attach(Arc::clone(&end) as _);
+        let guest = Guest::builder().attach(Arc::new(guest)).await.unwrap();
+        Self { peer: Peer::at(&switch), switch, adapter, guest, root, end, settings }
+    }
+
+    /// The guest's root gives it to another one, as bytes, with a NIC of its own at the same switch.
+    pub(crate) async fn moves(&mut self) {
+        let partition = self.root.status().await.partitions[0].id;
+        let bytes = timeout(LONG, self.root.save(partition)).await.expect("it saves").unwrap().encode();
+        let (next, adapter) = root(&self.switch, &self.settings);
+        let saved = SavedPartition::decode(&bytes).unwrap();
+        next.restore(saved, Arc::clone(&self.end) as _).unwrap();
+        (self.root, self.adapter) = (next, adapter);
     }
 
     pub(crate) async fn open(&self) -> Driver {
@@ -143,7 +173,7 @@ pub(crate) struct Driver {
     pub(crate) channel: Channel,
     pub(crate) guest: Guest,
     pub(crate) version: Version,
-    pub(crate) receive: Option<Lent>,
+    pub(crate) receive: Option<Arc<Lent>>,
     pub(crate) send: Option<Lent>,
     pub(crate) section: ReceiveSection,
     scratch: Buffer,
@@ -177,6 +207,16 @@ impl Driver {
         }
     }
 
+    /// The same driver on a sub-channel.
+    pub(crate) fn sub_channel(&self, channel: Channel) -> Self {
+        Self {
+            receive: self.receive.clone(),
+            version: self.version,
+            section: self.section,
+            ..Self::new(&self.guest, channel)
+        }
+    }
+
     /// Sends a message and waits for its completion.
     pub(crate) async fn ask(&self, message: Message) -> Vec<u8> {
         self.ask_bytes(&message.encode(self.version)).await
@@ -205,7 +245,7 @@ impl Driver {
         let id = if buffer == nvsp::Buffer::Receive { RECEIVE } else { SEND };
         let reply = self.ask(Message::Buffer { buffer, gpadl: lent.id(), id }).await;
         match buffer {
-            nvsp::Buffer::Receive => self.receive = Some(lent),
+            nvsp::Buffer::Receive => self.receive = Some(Arc::new(lent)),
             nvsp::Buffer::Send => self.send = Some(lent),
         }
         self.host(&reply)

@@ -6,4 +6,6 @@ mod frames;
 mod hostile;
 mod objects;
 mod raw;
+mod saved;
+mod scaling;
 mod setup;

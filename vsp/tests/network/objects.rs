@@ -137,7 +137,7 @@ async fn offloads_are_told_in_the_form_that_the_guest_knows() {
 #[tokio::test]
 async fn scaling_is_told_and_set_in_the_sizes_of_linux() {
     let limits = Limits { max_queues: 4, ..Limits::default() };
-    let world = World::with(|adapter| adapter.limits(limits)).await;
+    let world = World::with(move |adapter| adapter.limits(limits)).await;
     let mut driver = driver(&world, Version::V6_1).await;
     let (status, value) = driver.query(Oid::GEN_RECEIVE_SCALE_CAPABILITIES, &[0x88, 2, 18, 0]).await;
     assert_eq!((status, value.len()), (Status::SUCCESS, 18), "Linux takes no more");

@@ -1,5 +1,6 @@
 //! Versions, buffers, the link, and the end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -44,7 +45,7 @@ async fn messages_have_the_size_of_their_version() {
 #[tokio::test]
 async fn a_version_that_is_refused_is_no_end_and_the_next_one_may_be_taken() {
     let limits = Limits { newest: Version::V5, oldest: Version::V4, ..Limits::default() };
-    let world = World::with(|adapter| adapter.limits(limits)).await;
+    let world = World::with(move |adapter| adapter.limits(limits)).await;
     let mut driver = world.open().await;
     for refused in [Version::V6_1, Version::V6, Version::V2, Version::V1] {
         assert_eq!(driver.init(refused).await, Status::NONE, "{refused}");
@@ -208,7 +209,7 @@ async fn memory_that_is_revoked_is_not_touched_and_comes_back() {
     let mut bytes = [0; 4096];
     receive.buffer().read(0, &mut bytes).unwrap();
     assert_eq!(bytes, [0xaa; 4096]);
-    timeout(LONG, receive.take_back()).await.expect("the provider has let go");
+    timeout(LONG, Arc::into_inner(receive).unwrap().take_back()).await.expect("the provider has let go");
     timeout(LONG, driver.send.take().unwrap().take_back()).await.expect("the provider has let go");
     // A driver that changes its mind may go on.
     driver.share(nvsp::Buffer::Receive, 1 << 20).await;
@@ -220,7 +221,9 @@ async fn memory_that_is_revoked_is_not_touched_and_comes_back() {
 async fn memory_that_is_torn_down_without_a_word_comes_back_too() {
     let world = World::new().await;
     let mut driver = world.running().await;
-    timeout(LONG, driver.receive.take().unwrap().take_back()).await.expect("the provider has let go");
+    timeout(LONG, Arc::into_inner(driver.receive.take().unwrap()).unwrap().take_back())
+        .await
+        .expect("the provider has let go");
     timeout(LONG, driver.send.take().unwrap().take_back()).await.expect("the provider has let go");
     world.peer.send([&frame(NIC, PEER, 1, 1000)]);
     driver.send = None;
