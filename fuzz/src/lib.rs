@@ -10,6 +10,7 @@ pub mod control;
 pub mod disk;
 pub mod frames;
 pub mod network;
+pub mod nic;
 pub mod pages;
 pub mod pair;
 pub mod saved_client;
@@ -27,6 +28,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client", client::run),
     ("control", control::run),
     ("network", network::run),
+    ("nic", nic::run),
     ("pages", pages::run),
     ("pair", pair::run),
     ("saved_client", saved_client::run),

@@ -17,7 +17,7 @@ mod saved;
 mod sections;
 mod session;
 pub mod switch;
-mod transmit;
+pub mod transmit;
 
 pub use adapter::{AdapterHandle, NetworkAdapter};
 pub use device::{Device, DeviceFault, Effect, Identity, Link, Stage};

@@ -20,6 +20,8 @@ const RECEIVE_OVERHEAD: u32 = 256;
 const RECEIVE_TRAILER: u32 = 36;
 /// Sections begin at multiples of this, as copies to lines of their own are the fastest.
 const RECEIVE_ALIGNMENT: u32 = 64;
+/// Every answer of the device fits into this, however short frames are.
+const SMALLEST_SECTION: u32 = 1024;
 /// Fewer sections than this are no receive buffer.
 const SECTIONS_AT_LEAST: u32 = 16;
 /// More than this are not used.
@@ -386,7 +388,7 @@ impl Nvsp {
     /// How a receive buffer of `len` bytes is divided; `None` if it is too small.
     pub fn receive_section(&self, len: u32) -> Option<ReceiveSection> {
         let wanted = RECEIVE_OVERHEAD + self.max_frame() + RECEIVE_TRAILER;
-        let piece_size = wanted.next_multiple_of(RECEIVE_ALIGNMENT);
+        let piece_size = wanted.max(SMALLEST_SECTION).next_multiple_of(RECEIVE_ALIGNMENT);
         let pieces = (len / piece_size).min(MOST_SECTIONS);
         (pieces >= SECTIONS_AT_LEAST).then(|| ReceiveSection {
             offset: 0.into(),

@@ -25,7 +25,7 @@ const HEADERS_AT_MOST: usize = 256;
 
 /// Where the messages of one packet lie: first a part of the send buffer, then the packet's ranges.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Source<'a> {
+pub struct Source<'a> {
     section: Option<(&'a SharedBuffer, usize, usize)>,
     ranges: &'a [GuestPages],
     len: usize,
@@ -33,27 +33,36 @@ pub(super) struct Source<'a> {
 
 /// Why a packet is not sent. The guest's fault; nothing of the packet from there on is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TransmitError {
+pub enum TransmitError {
+    /// A message is none, or not all there.
     #[error("a message that is none")]
     Message,
+    /// There are more than a packet may have.
     #[error("more messages than a packet may have")]
     TooMany,
+    /// A frame is too long or too short.
     #[error("a frame that is too long or too short")]
     Frame,
+    /// Packet info makes no sense, or not with its frame.
     #[error("packet info that makes no sense")]
     Info,
 }
 
 /// What a packet of frames is allowed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Allowed {
+pub struct Allowed {
     /// Bytes of the longest frame, its header included.
-    pub(super) max_frame: usize,
+    pub max_frame: usize,
     /// Messages.
-    pub(super) max_packets: u32,
+    pub max_packets: u32,
 }
 
 impl<'a> Source<'a> {
+    /// The bytes of a packet that lie in its ranges alone.
+    pub fn of_ranges(ranges: &'a [GuestPages]) -> Self {
+        Self::new(None, ranges)
+    }
+
     /// The bytes of a packet. `section` is a part of the send buffer, and lies within it.
     pub(super) fn new(section: Option<(&'a SharedBuffer, usize, usize)>, ranges: &'a [GuestPages]) -> Self {
         let in_ranges: usize = ranges.iter().map(GuestPages::len).sum();
@@ -91,8 +100,9 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Appends the frames of a packet to `batch`, which `send` empties when it is full; gives how many.
-pub(super) fn frames(
+/// Appends the frames of a packet to `batch`, which `send` empties when it is full; gives how many messages were read
+/// before the end, or before one that is wrong.
+pub fn frames(
     source: &Source<'_>,
     allowed: Allowed,
     batch: &mut Batch,

@@ -68,6 +68,11 @@ async fn the_mtu_is_the_guests_within_bounds_and_the_usual_one_beyond() {
         driver.begin().await;
         let size = driver.query(Oid::GEN_MAXIMUM_FRAME_SIZE, &[]).await.1;
         assert_eq!(size, used.to_le_bytes());
+        assert_eq!(
+            driver.query(Oid::GEN_FRIENDLY_NAME, &[]).await.1.len(),
+            512,
+            "answers fit, however short frames are"
+        );
         let longest = frame(NIC, PEER, 1, used as usize + 14);
         let too_long = frame(NIC, PEER, 2, used as usize + 14 + 5);
         world.peer.send([&too_long, &longest]);
