@@ -21,6 +21,8 @@ use vmbus_ringbuf::Outgoing;
 const INSTANCE: Guid = guid!("5f0e6b1d-1a2e-4c6f-9d7f-3f2b8b1f9a0b");
 const DEVICE: Device = Device::instance(INSTANCE);
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The sub-channel whose session takes its time to let go.
+const SLOW: u16 = 30;
 
 /// Counts the requests of one guest over all its channels. A request of two bytes on the primary asks for that many
 /// sub-channels and is answered with the refusal, if any; others are answered with the channel's index and the count.
@@ -62,6 +64,9 @@ impl Session for Counting {
                 }
             };
             request.complete(&answer[..answer.len().min(128)]).await?;
+        }
+        if self.index == SLOW {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
     }
@@ -113,6 +118,21 @@ async fn left(root: &Root, channels: usize) {
 
 async fn in_time<T>(story: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, story).await.expect("the story hangs")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sub_channels_of_an_earlier_open_are_not_taken_for_those_of_the_next() {
+    let (root, _device) = root();
+    let guest = join(&root, "guest").await.unwrap();
+    for _ in 0..3 {
+        let primary = guest.open(DEVICE).await.unwrap();
+        assert_eq!(ask(&primary, SLOW).await, "");
+        let open = tokio::time::timeout(PATIENCE, open_subchannels(&guest, SLOW - 1..=SLOW));
+        let subchannels = open.await.expect("those of this open come");
+        for (subchannel, asked) in subchannels.iter().zip(1..) {
+            assert_eq!(count(subchannel).await.1, asked, "they share a device");
+        }
+    }
 }
 
 #[tokio::test]

@@ -56,6 +56,17 @@ impl Offers {
         }
     }
 
+    /// The sub-channels of `instance` are not to be found any more; whether there were any.
+    pub(super) fn remove_subchannels(&mut self, instance: Guid) -> bool {
+        let all = self.by_instance.range((instance, 1)..=(instance, u16::MAX));
+        let all = all.flat_map(|(_, places)| places).filter_map(|place| self.devices.get(place));
+        let all: Vec<u32> = all.map(|device| device.relid).collect();
+        for &relid in &all {
+            self.remove(relid);
+        }
+        !all.is_empty()
+    }
+
     /// The bus is gone, and all that it offered.
     pub(super) fn end(&mut self, why: Option<Refusal>) {
         *self = Self {
@@ -127,6 +138,10 @@ mod tests {
         assert_eq!(relid(&offers, Device::class(DISK)), Some(2));
         let second = offered(2, DISK, 0).instance;
         assert_eq!(relid(&offers, Device::instance(second).subchannel(1)), Some(102));
+        assert!(offers.remove_subchannels(second) && !offers.remove_subchannels(second));
+        assert_eq!(relid(&offers, Device::instance(second).subchannel(1)), None);
+        assert_eq!(relid(&offers, Device::instance(second)), Some(2));
+        offers.add(offered(102, DISK, 1));
         offers.remove(2);
         offers.remove(2);
         assert_eq!(relid(&offers, Device::class(DISK)), Some(3));

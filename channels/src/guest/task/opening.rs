@@ -154,6 +154,7 @@ impl Task {
         if self.channels.get(&relid).is_some_and(|channel| channel.resuming.is_some()) {
             return self.reopened(relid);
         }
+        self.forget_subchannels(relid);
         match self.build(relid) {
             Ok((channel, reply)) => {
                 // Nobody waits any more: the channel closes with its handle.
@@ -163,6 +164,16 @@ impl Task {
                 let _ = self.client.close(relid);
                 self.finish(relid, Some(error));
             }
+        }
+    }
+
+    /// Sub-channels that are known when their primary channel opens belong to an earlier open of it. They are rescinded
+    /// when the sessions at the other end have let go of them, which can be after this; whoever opened the primary
+    /// again must not take them for its own.
+    fn forget_subchannels(&self, relid: u32) {
+        let primary = self.channels.get(&relid).map(|channel| &channel.device);
+        if let Some(device) = primary.filter(|device| device.subchannel_index == 0) {
+            self.offers.send_if_modified(|offers| offers.remove_subchannels(device.instance));
         }
     }
 
