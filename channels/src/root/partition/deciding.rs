@@ -31,6 +31,12 @@ pub(in crate::root) struct Answered {
     pub(super) generation: u64,
 }
 
+impl Answered {
+    pub(super) fn is_about_subchannels(&self) -> bool {
+        matches!(self.question, Question::Subchannels { .. })
+    }
+}
+
 /// What policy said about an open that is about to happen.
 pub(super) struct Admission {
     pub(super) limits: Limits,

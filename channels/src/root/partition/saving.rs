@@ -35,8 +35,6 @@ impl Partition {
     }
 
     async fn saved(&mut self) -> Result<SavedPartition, SaveError> {
-        // Whatever they say is asked again after the restore.
-        self.asking.abort_all();
         let channels = self.save_channels().await;
         self.act();
         if let Some(error) = self.undelivered.take() {
@@ -56,14 +54,8 @@ impl Partition {
 
     /// Asks all sessions to end, and waits until they have.
     async fn save_channels(&mut self) -> BTreeMap<u32, SavedChannel> {
-        for channel in self.open.values() {
-            if is_connection(channel.device) {
-                // A stream's other end is a task of this process, which stays here.
-                channel.core.close();
-            } else {
-                channel.core.begin_saving();
-            }
-        }
+        self.tell_sessions();
+        let mut told = self.opens;
         let mut saved = BTreeMap::new();
         let mut deadline = Instant::now() + self.quotas.grace;
         let mut gave_up = false;
@@ -83,8 +75,24 @@ impl Partition {
                 }
             }
             self.act();
+            // A guest may have asked for a channel that could open only now that it has closed.
+            if self.opens != told {
+                self.tell_sessions();
+                told = self.opens;
+            }
         }
         saved
+    }
+
+    fn tell_sessions(&self) {
+        for channel in self.open.values() {
+            if is_connection(channel.device) {
+                // A stream's other end is a task of this process, which stays here.
+                channel.core.close();
+            } else {
+                channel.core.begin_saving();
+            }
+        }
     }
 
     fn command_while_saving(&mut self, command: Command, saved: &mut BTreeMap<u32, SavedChannel>) {
@@ -100,13 +108,17 @@ impl Partition {
             Command::Overdue { relid } => self.overdue(relid),
             Command::ListReleased { relid, gpadl } => self.list_released(relid, gpadl),
             Command::Save(reply) => _ = reply.send(Err(SaveError::NoPartition(self.client.id))),
+            // A session waits for these, and the save for the session.
+            Command::OfferSubchannels { relid, open, count, admit, reply } => {
+                self.ask_for_subchannels(relid, open, count, admit, reply);
+            }
+            Command::Answered(answered) if answered.is_about_subchannels() => self.answered(*answered),
             // What comes with these is there after the restore, too, or is asked again.
             Command::Offer(_)
             | Command::Withdraw(_)
             | Command::AskAgain
             | Command::Limit(_)
             | Command::Answered(_)
-            | Command::OfferSubchannels { .. }
             | Command::Review(_)
             | Command::Hvsock(_)
             | Command::EndChannel { .. }
