@@ -181,7 +181,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig> {
 }
 
 async fn serve(config: Config, spin: Spin, policy: Policy, manner: Manner) -> Result<()> {
-    let mut builder = Root::builder().spin(spin);
+    let mut builder = Root::builder().control_thread()?.spin(spin);
     if let Some(version) = &config.max_version {
         builder = builder.versions(Version::OLDEST..=version.parse()?);
     }

@@ -144,7 +144,7 @@ impl Core {
         self.closed_request().map(|_| Ok(Arrival::End))
     }
 
-    async fn send_tagged(&self, tag: u64, packet: &Packet<'_>) -> Result<(), ChannelError> {
+    async fn send_tagged(self: &Arc<Self>, tag: u64, packet: &Packet<'_>) -> Result<(), ChannelError> {
         let size = self.size_of(packet)?;
         loop {
             let seen = self.nudges();

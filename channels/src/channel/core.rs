@@ -289,8 +289,10 @@ impl Core {
 
     /// The peer has signalled in an area that is not this channel's own.
     pub(crate) fn signalled(&self) {
-        self.storms.signalled();
-        self.nudge();
+        // In a storm somebody looks after the channel anyway.
+        if !self.storms.signals.came() {
+            self.nudge();
+        }
     }
 
     /// Makes everybody who sleeps on this channel look again.
@@ -317,23 +319,25 @@ impl Core {
     ///
     /// `last_look` runs when no signal can be missed any more; `true` means do not sleep.
     pub(super) async fn park(
-        &self,
+        self: &Arc<Self>,
         seen: u64,
         last_look: impl FnOnce() -> bool,
         ready: impl Future<Output = ()>,
     ) {
         // A peer that signals all the time makes every sleep return at once: others get their turn all the same.
         consume_budget().await;
-        if self.rest().await {
-            return;
-        }
+        let woken = pin!(self.woken(seen, ready));
+        let storm = self.storm();
         let _parked = Parked::new(&self.parked);
-        match self.wait.sleep(last_look, self.woken(seen, ready)).await {
+        if let Some(look_every) = storm {
+            return self.rest(look_every, woken).await;
+        }
+        match self.wait.sleep(last_look, woken).await {
             Woken::ByBell => {
-                self.storms.signalled();
+                _ = self.storms.signals.came();
                 self.pass_on();
             }
-            Woken::ByFlag => self.storms.signalled(),
+            Woken::ByFlag => _ = self.storms.signals.came(),
             Woken::Otherwise => {}
         }
     }
@@ -353,10 +357,10 @@ impl Core {
         let woken = self.wait.sleep_blocking(last_look, self.woken(seen, ready), timeout)?;
         match woken {
             Some(Woken::ByBell) => {
-                self.storms.signalled();
+                _ = self.storms.signals.came();
                 self.pass_on();
             }
-            Some(Woken::ByFlag) => self.storms.signalled(),
+            Some(Woken::ByFlag) => _ = self.storms.signals.came(),
             Some(Woken::Otherwise) | None => {}
         }
         Ok(woken.is_some())

@@ -10,6 +10,7 @@ mod lending;
 mod receiving;
 mod replies;
 mod request;
+mod resting;
 mod retarget;
 mod routing;
 mod saving;

@@ -77,6 +77,11 @@ impl Incoming {
         self.consumer.read_index()
     }
 
+    /// Whether there is something to take, or something wrong.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.consumer.has_unread() != Ok(false)
+    }
+
     pub(super) fn take_queued(&mut self) -> VecDeque<Request> {
         std::mem::take(&mut self.queued)
     }

@@ -68,6 +68,12 @@ impl Outgoing {
         self.producer.write_index()
     }
 
+    /// Whether the peer has made room since somebody last asked, or something is wrong.
+    pub(super) fn has_news(&mut self) -> bool {
+        let known = self.producer.known_room();
+        self.producer.room() != Ok(known)
+    }
+
     /// Bytes that the ring holds at most.
     pub(super) fn capacity(&self) -> usize {
         self.producer.capacity()
@@ -136,7 +142,11 @@ pub(super) fn wait_for(hold: Hold) -> Duration {
 
 impl Core {
     /// Sends a packet of our own, waiting for room as long as it takes.
-    pub(crate) async fn send(&self, packet: &Packet<'_>, replay: Replay) -> Result<(), ChannelError> {
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        packet: &Packet<'_>,
+        replay: Replay,
+    ) -> Result<(), ChannelError> {
         let size = self.size_of(packet)?;
         loop {
             let seen = self.nudges();

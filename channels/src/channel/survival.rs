@@ -96,7 +96,7 @@ impl Core {
     ///
     /// # Errors
     /// As [`send`](Self::send).
-    pub(crate) async fn send_again(&self) -> Result<(), ChannelError> {
+    pub(crate) async fn send_again(self: &Arc<Self>) -> Result<(), ChannelError> {
         let mut parked = false;
         loop {
             let seen = self.nudges();

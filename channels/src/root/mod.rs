@@ -2,6 +2,7 @@
 
 mod answering;
 mod claims;
+mod control;
 mod devices;
 mod door;
 mod greeting;
@@ -13,6 +14,7 @@ mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -21,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::AbortHandle;
 use vmbus_core::Version;
@@ -30,6 +33,7 @@ use vmbus_partition::{Listener, RootEnd, reactor};
 use self::answering::Answerers;
 pub use self::answering::Asked;
 use self::claims::Claims;
+use self::control::ControlThread;
 pub use self::devices::DeviceHandle;
 use self::devices::Devices;
 use self::door::{Door, Seat};
@@ -79,6 +83,8 @@ pub(crate) struct Inner {
     /// A partition has left.
     left: Notify,
     events: broadcast::Sender<Event>,
+    /// Where partitions are attended to, if not where they attach.
+    control: Option<ControlThread>,
 }
 
 /// The way to a partition's task.
@@ -132,6 +138,7 @@ pub struct RootBuilder {
     monitor_pages: MonitorPageSource,
     spin: Spin,
     policy: AskerSettings,
+    control: Option<ControlThread>,
 }
 
 impl RootBuilder {
@@ -183,6 +190,17 @@ impl RootBuilder {
         self
     }
 
+    /// Attends to partitions, their messages and their signals without work, on a thread of the root's own, which also
+    /// asks the policy agent. Sessions stay in the runtime in which partitions attach, and do not feel a partition that
+    /// makes noise (`docs/src/quotas.md`). Without this one runtime does it all.
+    ///
+    /// # Errors
+    /// The system's, when it gives no thread or no descriptors.
+    pub fn control_thread(mut self) -> io::Result<Self> {
+        self.control = Some(ControlThread::start()?);
+        Ok(self)
+    }
+
     /// Whose memory monitor pages are; the guest's without this.
     pub fn monitor_pages(mut self, source: MonitorPageSource) -> Self {
         self.monitor_pages = source;
@@ -215,6 +233,7 @@ impl RootBuilder {
             closing: AtomicBool::new(false),
             left: Notify::new(),
             events,
+            control: self.control,
         };
         Root { inner: Arc::new(inner), _tasks: Arc::default() }
     }
@@ -231,6 +250,7 @@ impl Root {
             policy: AskerSettings::default(),
             hvsock: HvLimits::default(),
             monitor_pages: MonitorPageSource::Guest,
+            control: None,
         }
     }
 
@@ -402,8 +422,11 @@ impl Inner {
             partitions.insert(id, commands.clone());
         }
         self.begin_to_watch_windows();
-        let partition = Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox));
-        tokio::spawn(async move {
+        let sessions = Handle::current();
+        let attends = self.control.as_ref().and_then(ControlThread::handle).unwrap_or(&sessions).clone();
+        let partition =
+            Partition::new(Arc::clone(self), end, client, self.quotas, (commands, inbox), sessions);
+        attends.spawn(async move {
             partition.run(resumed).await;
             drop(seat);
         });

@@ -17,9 +17,9 @@ pub(crate) fn device() -> impl Provider {
     echo(Offer::new(CLASS, "echo"))
 }
 
-/// A bus with so many echo devices.
+/// A bus with so many echo devices, whose neighbours are to feel nothing of an intruder.
 pub(crate) fn bus(quotas: Quotas, devices: usize) -> Root {
-    let root = Root::builder().quotas(quotas).build();
+    let root = Root::builder().control_thread().unwrap().quotas(quotas).build();
     for _ in 0..devices {
         root.offer(device()).unwrap();
     }

@@ -54,7 +54,7 @@ pub(super) fn tireless() -> Quotas {
 
 pub(super) fn serve(socket: &Path, devices: usize) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        let root = bus(Root::builder(), devices)?;
+        let root = bus(Root::builder().control_thread()?, devices)?;
         root.listen_at(socket)?;
         std::future::pending().await
     })

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vmbus_core::server::{DeviceKey, Server, ServerConfig, ServerInput};
@@ -144,6 +145,8 @@ pub(super) struct Partition {
     writes: Arc<Writes>,
     /// Memory that the partition gave and no channel fetched.
     gifts: Arc<Gifts>,
+    /// Where sessions run.
+    sessions: Handle,
     /// Why a message could not be delivered, which ends the partition.
     undelivered: Option<LinkError>,
     /// Faults, refusals and crashes so far.
@@ -225,6 +228,7 @@ impl Partition {
         client: Client,
         quotas: Quotas,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
+        sessions: Handle,
     ) -> Self {
         Self {
             server: Server::new(ServerConfig {
@@ -247,6 +251,7 @@ impl Partition {
             hvsock: Hvsock::new(&root.hvsock),
             writes: Writes::new(&end),
             gifts: Arc::default(),
+            sessions,
             undelivered: None,
             faults: 0,
             who: admitting::who(&*end, &client),

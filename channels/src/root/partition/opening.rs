@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use vmbus_core::server::{DeviceKey, Open, ServerInput};
 use vmbus_core::{PAGE_SIZE, Version};
 use vmbus_partition::RefusedWhat;
@@ -70,10 +71,13 @@ impl Partition {
         let ring_bytes = count(open.ring.page_count()).saturating_mul(count(PAGE_SIZE));
         self.admit_rings(ring_bytes)?;
         let requests = self.admit_requests(device.offer.requests)?;
-        let start = match (&offered.subchannel, &begins) {
-            (_, Begins::Again(saved)) => device.provider.restore(&self.client, &request, &saved.state)?,
-            (None, Begins::Anew) => device.provider.open(&self.client, &request)?,
-            (Some(subchannel), Begins::Anew) => (subchannel.admit)(&request)?,
+        let start = {
+            let _here = self.sessions.enter();
+            match (&offered.subchannel, &begins) {
+                (_, Begins::Again(saved)) => device.provider.restore(&self.client, &request, &saved.state)?,
+                (None, Begins::Anew) => device.provider.open(&self.client, &request)?,
+                (Some(subchannel), Begins::Anew) => (subchannel.admit)(&request)?,
+            }
         };
         let is_primary = offered.subchannel.is_none();
 
@@ -97,7 +101,7 @@ impl Partition {
         };
         let flags = self.listen(relid, area, open.connection_id, &core);
         core.set_spin(self.root.spin);
-        core.set_storms(&self.pacing.channels);
+        core.set_storms(&self.pacing.channels, Handle::current());
         let (limits, claim, joined) = match self.admitted.remove(&key) {
             Some(Admission { limits, claim, joined }) => (limits, Some(claim), joined),
             None => Default::default(),
@@ -112,10 +116,13 @@ impl Partition {
         if is_primary {
             channel = channel.with_subchannels(self.asks_for_subchannels(relid, self.opens));
         }
-        let served = start(channel);
+        let served = {
+            let _here = self.sessions.enter();
+            start(channel)
+        };
         let (ended, channel) = (self.commands.clone(), Arc::clone(&core));
         let grace = self.quotas.grace;
-        tokio::spawn(async move {
+        self.sessions.spawn(async move {
             let result = run_session(served, &channel, grace, || {
                 let _ = ended.send(Command::Overdue { relid });
             })
