@@ -102,6 +102,63 @@ fn a_reply_comes_while_notices_that_nobody_takes_lie_in_front_of_it() {
     });
 }
 
+/// Says things without end, counts them, and answers nothing.
+#[derive(Clone, Default)]
+struct Flood(Arc<AtomicUsize>);
+
+impl Provider for Flood {
+    type Session = Self;
+
+    fn offer(&self) -> Offer {
+        Offer::new(CLASS, "flood")
+    }
+
+    fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Self, Refusal> {
+        Ok(self.clone())
+    }
+}
+
+impl Session for Flood {
+    async fn serve(self, channel: Channel) -> Result<(), ChannelError> {
+        for number in 0..FLOOD {
+            channel.notify(&number.to_le_bytes()).await?;
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        channel.closed().await;
+        Ok(())
+    }
+}
+
+const FLOOD: u64 = 40_000;
+
+#[test]
+fn a_guest_that_waits_for_a_reply_holds_so_many_requests_and_no_more() {
+    on_one_thread(async {
+        let root = Root::builder().build();
+        let flood = Flood::default();
+        root.offer(flood.clone()).unwrap();
+        let guest = join_with(&root, "guest", Guest::builder().ring_pages(1)).await.unwrap();
+        let channel = Arc::new(guest.open(Device::class(CLASS)).await.unwrap());
+        let asks = tokio::spawn({
+            let channel = Arc::clone(&channel);
+            async move { channel.send(b"question", []).await?.reply().await }
+        });
+        let mut sent = usize::MAX;
+        while sent != flood.0.load(Ordering::Relaxed) {
+            sent = flood.0.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Those in private memory, and those in the ring.
+        let ring = 4096 / 32;
+        assert!((1 << 14..=(1 << 14) + ring).contains(&sent), "{sent}");
+        for number in 0..FLOOD {
+            let request = channel.recv().await.unwrap().unwrap();
+            assert_eq!(request.payload(), number.to_le_bytes(), "all of them, in order");
+        }
+        asks.abort();
+    });
+}
+
 #[test]
 fn notices_are_dropped_where_nobody_wants_them() {
     on_one_thread(async {

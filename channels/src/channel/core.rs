@@ -33,6 +33,8 @@ pub(crate) struct Limits {
     pub(crate) completion_room: usize,
     /// Requests of the peer in flight, those that want no completion included.
     pub(crate) requests: usize,
+    /// Requests of the peer that wait in private memory, beside those.
+    pub(crate) waiting: usize,
 }
 
 impl Limits {

@@ -15,6 +15,7 @@ use vmbus_ringbuf::{Consumer, Packet, PacketKind, SavedConsumer};
 
 use super::core::{Core, lock};
 use super::flow::{Flow, Hold, spin_for};
+use super::queue::Queue;
 use super::replies::Reply;
 use super::request::{Attached, Request};
 use super::side::Side;
@@ -25,8 +26,6 @@ use crate::spin::{Spin, Spinner};
 
 /// Completion space is set aside for this many requests at a time.
 pub(super) const GRANTS_AT_ONCE: usize = 32;
-/// Requests that wait in private memory because somebody looked for replies only. More stay in the ring.
-pub(super) const QUEUED_AT_MOST: usize = 64;
 /// Descriptor and trailer.
 const SMALLEST_PACKET: usize = 24;
 /// Looks in vain after which the space of packets already taken is given back.
@@ -41,7 +40,8 @@ pub(super) struct Incoming {
     masked: bool,
     /// Requests that may be taken before completion space must be set aside again.
     grants: usize,
-    pub(super) queued: VecDeque<Request>,
+    /// Those that wait because somebody looked for replies only.
+    pub(super) queued: Queue,
     /// The peer's memory as it was when this look at the ring began: asking for it takes a lock.
     memory: Option<Arc<GpaSpace>>,
     /// Replies to tagged requests that were taken from the ring so far.
@@ -59,7 +59,7 @@ impl Incoming {
             consumer,
             masked: false,
             grants,
-            queued: VecDeque::new(),
+            queued: Queue::default(),
             memory: None,
             tagged: 0,
             spinner: Spinner::new(Spin::default()),
@@ -83,7 +83,7 @@ impl Incoming {
     }
 
     pub(super) fn take_queued(&mut self) -> VecDeque<Request> {
-        std::mem::take(&mut self.queued)
+        self.queued.take()
     }
 
     pub(super) fn mask(&mut self) {
@@ -281,7 +281,7 @@ impl Core {
                 }
                 return Ok(Err(nothing));
             }
-            let request = match incoming.queued.pop_front() {
+            let request = match incoming.queued.pop() {
                 Some(request) => request,
                 None => match self.next(incoming)? {
                     Next::Request(request) => request,
@@ -422,7 +422,7 @@ impl Core {
             && self.unmask(&mut incoming)?
         {
             // Whoever receives was told when the queue grew.
-            if incoming.queued.len() == QUEUED_AT_MOST {
+            if incoming.queued.is_full(self.limits.waiting) {
                 break;
             }
             incoming.mask();
@@ -455,7 +455,8 @@ impl Core {
                 let mut incoming = lock(&self.incoming);
                 // With the queue full there is nothing that this sleeper could read: who receives goes on for it.
                 !self.is_open()
-                    || (incoming.queued.len() < QUEUED_AT_MOST && self.unmask(&mut incoming).unwrap_or(true))
+                    || (!incoming.queued.is_full(self.limits.waiting)
+                        && self.unmask(&mut incoming).unwrap_or(true))
             }
             Nothing::NoRoom => self.has_room(self.limits.completion_size()),
             // Nothing that the peer could signal makes a difference.

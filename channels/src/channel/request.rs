@@ -101,6 +101,11 @@ impl Request {
         u64::try_from(self.payload.len().saturating_add(memory)).unwrap_or(u64::MAX)
     }
 
+    /// Bytes of payload and ranges as they came.
+    pub(super) fn packet_bytes(&self) -> usize {
+        self.packet_bytes
+    }
+
     /// The payload: a multiple of 8 bytes, the last up to 7 of them padding.
     pub fn payload(&self) -> &[u8] {
         &self.payload

@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 use super::core::{Core, lock};
-use super::receiving::{Incoming, Next, Nothing, QUEUED_AT_MOST};
+use super::receiving::{Incoming, Next, Nothing};
 use super::replies::{Interrupted, Reply};
 use super::swap::Untouchable;
 use crate::error::ChannelError;
@@ -136,11 +136,11 @@ impl Core {
             return Ok(false);
         }
         let before = incoming.queued.len();
-        while incoming.queued.len() < QUEUED_AT_MOST {
+        while !incoming.queued.is_full(self.limits.waiting) {
             match self.next(incoming)? {
                 Next::Request(request)
                     if !request.wants_completion() && self.deaf.load(Ordering::Relaxed) => {}
-                Next::Request(request) => incoming.queued.push_back(request),
+                Next::Request(request) => incoming.queued.push(request),
                 Next::Routed => {}
                 Next::Empty => break,
             }

@@ -75,9 +75,9 @@ impl Core {
         std::mem::swap(&mut incoming.spinner, &mut fresh_incoming.spinner);
         (incoming.epoch, outgoing.epoch) = (epoch, epoch);
         let deaf = self.deaf.load(Ordering::Relaxed);
-        for request in std::mem::take(&mut incoming.queued) {
+        for request in incoming.queued.take() {
             if request.wants_completion() || !deaf {
-                incoming.queued.push_back(request.rehome(self, epoch));
+                incoming.queued.push(request.rehome(self, epoch));
             }
         }
 
@@ -89,7 +89,7 @@ impl Core {
         drop(replies);
         outgoing.in_flight = Some(in_flight);
         self.wait.goes_on_at(&fresh.wait);
-        std::mem::take(&mut fresh_incoming.queued)
+        fresh_incoming.queued.take()
     }
 
     /// Sends again what has to be, waiting for room as long as it takes; others may send once that is done.

@@ -7,6 +7,7 @@ use vmbus_core::network::ndis::{PacketFilter, RssHashInfo};
 
 use super::peer::Script;
 use super::{PATIENCE, PLAIN, World, frame, within};
+use vmbus_vsc::NicOptions;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thread_sends_and_receives_in_batches() {
@@ -42,6 +43,32 @@ async fn a_thread_sends_and_receives_in_batches() {
     within("the thread", worked).await.unwrap();
     let none = (Oid::GEN_CURRENT_PACKET_FILTER, vec![0; 4]);
     assert_eq!(world.script.seen().set.last(), Some(&none));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_both_ways_never_stops() {
+    // A provider that waits for room to deliver, and reads nothing meanwhile.
+    let world = World::new(Script::default()).await;
+    let options = NicOptions::new().ring_pages(1).send_bytes(4 << 20).receive_bytes(8 << 20);
+    let mut queue = world.open(options).await.unwrap().into_queue().unwrap();
+    let flooded = tokio::task::spawn_blocking(move || {
+        let (mut pushed, mut came) = (0, 0_u64);
+        while pushed < 15_000 {
+            while pushed < 15_000 && queue.push(&frame(pushed, 60), &PLAIN).unwrap() {
+                // One frame to a packet: as many packets as the ring holds, and more that wait.
+                queue.submit().unwrap();
+                pushed += 1;
+            }
+            came += queue.receive(|_| {}).unwrap();
+            if pushed < 15_000 {
+                assert!(queue.wait(Some(PATIENCE)).unwrap(), "stuck after {pushed} frames and {came} back");
+            }
+        }
+        assert!(queue.drain(PATIENCE).unwrap(), "stuck at the end");
+        queue.statistics()
+    });
+    let statistics = within("the flood", flooded).await.unwrap();
+    assert_eq!((statistics.sent, statistics.completed), (15_000, 15_000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

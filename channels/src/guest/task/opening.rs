@@ -14,15 +14,15 @@ use super::super::{OfferedDevice, OpenOptions, ROOT_DOMAIN};
 use super::deciding::denied;
 use super::{Command, OpenChannel, RefusedOpen, Ring, Task};
 use crate::areas;
-use crate::channel::{Channel, Core, Limits, Side};
+use crate::channel::{Channel, Core, Limits, Side, WAITING_AT_GUEST, WAITING_AT_ROOT};
 use crate::error::{Error, Refusal};
 
 /// How long a refusal's reason may come after the refusal itself: they travel on two ways.
 const REASON_DELAY: Duration = Duration::from_millis(50);
 /// Completions that a guest sends are short, and requests of a host few.
-const LIMITS: Limits = Limits { completion_room: 128, requests: 1024 };
+const LIMITS: Limits = Limits { completion_room: 128, requests: 1024, waiting: WAITING_AT_GUEST };
 /// There are no requests in a stream.
-const STREAM: Limits = Limits { completion_room: 0, requests: 0 };
+const STREAM: Limits = Limits { completion_room: 0, requests: 0, waiting: WAITING_AT_ROOT };
 
 impl Task {
     pub(super) fn begin_open(

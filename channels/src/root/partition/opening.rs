@@ -14,7 +14,7 @@ use super::deciding::Admission;
 use super::hvsock::is_connection;
 use super::{Command, OpenChannel, Partition};
 use crate::areas;
-use crate::channel::{Channel, Core, Limits, SavedChannel, Side};
+use crate::channel::{Channel, Core, Limits, SavedChannel, Side, WAITING_AT_ROOT};
 use crate::error::{ChannelError, Refusal};
 use crate::event::Event;
 use crate::policy;
@@ -91,7 +91,8 @@ impl Partition {
             gifts: Arc::clone(&self.gifts),
             bit,
         });
-        let limits = Limits { completion_room: device.offer.completion_room, requests };
+        let completion_room = device.offer.completion_room;
+        let limits = Limits { completion_room, requests, waiting: WAITING_AT_ROOT };
         let core = match &begins {
             Begins::Anew => {
                 Core::new(side, area, incoming, outgoing, limits).map_err(|error| refuse(&error))?
