@@ -18,6 +18,7 @@ pub mod saved_server;
 pub mod server;
 pub mod storage;
 pub mod stream;
+pub mod switch;
 
 /// A fuzz target's body.
 pub type Body = fn(&[u8]);
@@ -36,4 +37,5 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("server", server::run),
     ("storage", storage::run),
     ("stream", stream::run),
+    ("switch", switch::run),
 ];

@@ -1,7 +1,8 @@
 //! VLANs, private ports and mirrors.
 
 use vmbus_vsp::network::switch::{
-    Capabilities, DropReason, Isolation, MacAddress, Mirror, Mirrored, Offload, PortSettings, Vlan, VlanMode,
+    Capabilities, ConnectError, DropReason, Isolation, MacAddress, Mirror, Mirrored, Offload, PortSettings,
+    Vlan, VlanMode,
 };
 
 use crate::world::{Station, World, forget, frame, mac};
@@ -152,12 +153,52 @@ fn a_mirror_shows_each_frame_of_its_sources_once_and_with_its_tag() {
     world.assert_balance();
 }
 
+/// Frames for a station behind a port that became a destination went on to come as its own.
+#[test]
+fn a_port_that_becomes_a_destination_gets_nothing_else_any_more() {
+    let world = World::new();
+    let [a, b, monitor] = ["a", "b", "monitor"].map(|name| world.port(name));
+    monitor.send(&frame(MacAddress::BROADCAST, mac(3), "not yet a monitor"));
+    forget([&a, &b]);
+    world.switch.mirror(monitor.connection.id(), Mirror::Destination).expect("a port");
+    a.send(&frame(mac(3), mac(1), "for the station that it was"));
+    assert_eq!((monitor.received().len(), b.received().len()), (0, 1));
+    world.switch.mirror(a.connection.id(), Mirror::Source(Mirrored::Sent)).expect("a port");
+    a.send(&frame(mac(2), mac(1), "for all to see"));
+    assert_eq!((monitor.received().len(), b.received().len()), (1, 1));
+    world.switch.mirror(a.connection.id(), Mirror::Off).expect("a port");
+    a.send(&frame(mac(2), mac(1), "for b"));
+    assert_eq!((monitor.received().len(), b.received().len()), (0, 1));
+    let gone = b.connection.id();
+    drop(b);
+    assert_eq!(world.switch.mirror(gone, Mirror::Off), Err(ConnectError::Gone(gone)));
+}
+
+/// It got what was for its own addresses, once as theirs and once as a copy.
+#[test]
+fn a_destination_with_addresses_of_its_own_gets_copies_alone() {
+    let world = World::new();
+    let own = PortSettings { senders: Senders::Only(vec![mac(5)]), ..PortSettings::new("monitor") };
+    let monitor = world.port_with(PortSettings { mirror: Mirror::Destination, ..own });
+    let source = PortSettings { mirror: Mirror::Source(Mirrored::Sent), ..PortSettings::new("source") };
+    let (source, other) = (world.port_with(source), world.port("other"));
+    source.send(&frame(mac(5), mac(1), "for the monitor"));
+    assert_eq!(monitor.received().len(), 1);
+    other.send(&frame(mac(5), mac(2), "for the monitor, from somebody else"));
+    assert_eq!((monitor.received().len(), source.received().len()), (0, 1));
+    world.switch.mirror(monitor.connection.id(), Mirror::Off).expect("a port");
+    forget([&other]);
+    other.send(&frame(mac(5), mac(2), "for the station that it is again"));
+    assert_eq!((monitor.received().len(), source.received().len()), (1, 0));
+    world.assert_balance();
+}
+
 #[test]
 fn a_mirror_sees_what_its_source_tried_and_was_not_allowed() {
     let world = World::new();
     let source = world.port_with(PortSettings {
         mirror: Mirror::Source(Mirrored::Sent),
-        senders: vmbus_vsp::network::switch::Senders::Only(vec![mac(1)]),
+        senders: Senders::Only(vec![mac(1)]),
         ..PortSettings::new("source")
     });
     let b = world.port("b");

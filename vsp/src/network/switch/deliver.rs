@@ -9,7 +9,7 @@ use super::port::Delivered;
 use super::segment::{Segments, Sums};
 use super::settings::{Mirror, PortSettings, Senders};
 use super::statistics::{Count, DropReason, Drops};
-use super::switch::{Link, Member, Ports};
+use super::tables::{Link, Member, Ports};
 use super::work::{Flood, Needs, Work};
 use super::{checksum, vlan};
 

@@ -11,7 +11,8 @@ use super::mac::MacAddress;
 use super::offload::{Checksum, HeaderChecksum, Offload};
 use super::settings::{Mirror, Permission, PortSettings, Senders};
 use super::statistics::{Count, DropReason};
-use super::switch::{Link, Shared, Tables};
+use super::switch::Shared;
+use super::tables::{Link, Tables};
 use super::work::{Flood, Work};
 use super::{checksum, segment};
 
@@ -36,7 +37,9 @@ pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) {
             sort(&tables, link, arena, work, now);
             let ports = Arc::clone(&tables.ports);
             drop(tables);
-            learn(shared, link, work, now);
+            if !work.learn.is_empty() {
+                shared.write().learn(link, work.learn.drain(..), now);
+            }
             work.deliver(&ports, link, arena, now)
         }
         None => {
@@ -226,20 +229,6 @@ fn prepare(bytes: &mut [u8], offload: &mut Offload) -> Result<(), DropReason> {
             let fits = start >= ip::ETHERNET && start + usize::from(field) + 2 <= end;
             if fits { Ok(()) } else { Err(DropReason::Offload) }
         }
-    }
-}
-
-/// Writes down who is behind the port.
-fn learn(shared: &Shared, link: &Arc<Link>, work: &mut Work, now: u64) {
-    if work.learn.is_empty() {
-        return;
-    }
-    let mut tables = shared.write();
-    // The port may have been disconnected since the batch was sorted, and its slot be another's.
-    let Some(member) = tables.member_of(link) else { return };
-    let most = member.settings.addresses;
-    for station in work.learn.drain(..) {
-        tables.addresses.learn(station, link.slot, most, now);
     }
 }
 

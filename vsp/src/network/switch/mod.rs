@@ -16,6 +16,8 @@ mod forward;
 mod ip;
 mod limit;
 mod mac;
+#[cfg(test)]
+mod model;
 mod offload;
 mod policy;
 mod port;
@@ -24,6 +26,7 @@ mod settings;
 mod statistics;
 #[expect(clippy::module_inception, reason = "the thing itself stands among its parts")]
 mod switch;
+mod tables;
 mod vlan;
 mod work;
 

@@ -1,22 +1,21 @@
 //! The switch, its ports, and who connects and disconnects them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use vmbus_channels::Refusal;
 
-use super::addresses::{AddressLimits, Addresses, Station};
+use super::addresses::{AddressLimits, Station};
 use super::batch::Batch;
 use super::forward;
-use super::limit::Bucket;
 use super::mac::MacAddress;
 use super::policy::{self, AskedPort, Occasion, PortPolicy};
 use super::port::Port;
-use super::settings::{Mirror, PortSettings, Senders, SettingsFault};
+use super::settings::{Mirror, PortSettings, SettingsFault};
 use super::statistics::{Counters, PortStatistics};
-use super::vlan::VlanMode;
+use super::tables::{Link, Member, Tables};
 
 /// A switch. A cheap handle: clones are the same switch, which lives as long as one of them or a connection.
 #[derive(Clone)]
@@ -121,17 +120,11 @@ impl Switch {
         if slot >= self.shared.most_ports {
             return Err(ConnectError::Ports(self.shared.most_ports));
         }
-        tables.admit(slot, &settings)?;
-        let link = Arc::new(Link {
-            id,
-            slot,
-            port: Box::new(port),
-            closed: AtomicBool::new(false),
-            counters: Counters::default(),
-            buckets: Buckets::default(),
-            departed: Arc::clone(&self.shared.departed),
-        });
-        tables.put(slot, Some(Member { link: Arc::clone(&link), settings: Arc::new(settings) }));
+        let link = Link::new(id, slot, port, Arc::clone(&self.shared.departed));
+        let admitted = tables.admit(&link, settings);
+        // A port that is refused goes, and may use the switch when it does.
+        drop(tables);
+        admitted?;
         Ok(Connection { shared: Arc::clone(&self.shared), link })
     }
 
@@ -144,17 +137,10 @@ impl Switch {
     /// Shows the frames of somebody's port to mirrors' destinations, or no longer; all else about the port stays as it
     /// is. For whoever looks into a network that others have made.
     pub fn mirror(&self, port: PortId, mirror: Mirror) -> Result<(), ConnectError> {
-        let find = |tables: &Tables| {
-            let mut members = tables.ports.members.iter().flatten();
-            members.find(|member| member.link.id == port).cloned().ok_or(ConnectError::Gone(port))
-        };
-        let settings = PortSettings { mirror, ..PortSettings::clone(&find(&self.shared.read())?.settings) };
+        let now = self.shared.read().ports.find(port).map(|member| Arc::clone(&member.settings));
+        let settings = PortSettings { mirror, ..PortSettings::clone(&*now.ok_or(ConnectError::Gone(port))?) };
         let settings = self.shared.decide(Occasion::Reconfigure, settings)?;
-        let mut tables = self.shared.write();
-        let Member { link, settings: now } = find(&tables)?;
-        let settings = Arc::new(PortSettings { mirror: settings.mirror, ..PortSettings::clone(&now) });
-        tables.replace(link.slot, Some(Member { link, settings }));
-        Ok(())
+        self.shared.write().mirror(port, settings.mirror)
     }
 
     /// All stations that are known at present.
@@ -240,7 +226,7 @@ impl SwitchBuilder {
             policy: self.policy,
             most_ports: self.ports,
             next_id: AtomicU32::new(1),
-            tables: RwLock::new(Tables { ports: Arc::default(), addresses: Addresses::new(limits) }),
+            tables: RwLock::new(Tables::new(limits)),
             departed: Arc::default(),
         };
         Switch { shared: Arc::new(shared) }
@@ -287,21 +273,14 @@ impl Connection {
     /// before. Refused, nothing has changed.
     pub fn reconfigure(&self, settings: PortSettings) -> Result<(), ConnectError> {
         let settings = self.shared.decide(Occasion::Reconfigure, settings)?;
-        let mut tables = self.shared.write();
-        tables.admit(self.link.slot, &settings)?;
-        let member = Member { link: Arc::clone(&self.link), settings: Arc::new(settings) };
-        tables.put(self.link.slot, Some(member));
-        Ok(())
+        self.shared.write().admit(&self.link, settings)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.link.closed.store(true, Ordering::Release);
-        let mut tables = self.shared.write();
-        if tables.member_of(&self.link).is_some() {
-            tables.put(self.link.slot, None);
-        }
+        self.shared.write().dismiss(&self.link);
     }
 }
 
@@ -364,147 +343,6 @@ impl Shared {
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Who is connected, and which station is behind whom.
-pub(super) struct Tables {
-    /// Never changed but replaced, so that a sender takes it along out of the lock.
-    pub(super) ports: Arc<Ports>,
-    pub(super) addresses: Addresses,
-}
-
-/// All ports at one moment.
-#[derive(Clone, Default)]
-pub(super) struct Ports {
-    /// By slot.
-    pub(super) members: Vec<Option<Member>>,
-    /// Slots of those that get what others mirror.
-    pub(super) mirrors: Vec<usize>,
-}
-
-impl Ports {
-    pub(super) fn member(&self, slot: usize) -> Option<&Member> {
-        self.members.get(slot)?.as_ref()
-    }
-
-    fn free_slot(&self) -> usize {
-        self.members.iter().position(Option::is_none).unwrap_or(self.members.len())
-    }
-}
-
-impl Tables {
-    /// Looks whether a port may have what it wants for itself.
-    fn admit(&self, slot: usize, settings: &PortSettings) -> Result<(), ConnectError> {
-        let Senders::Only(addresses) = &settings.senders else { return Ok(()) };
-        for &address in addresses {
-            if let Some(owner) = self.addresses.owner(address).filter(|owner| *owner != slot)
-                && let Some(owner) = self.ports.member(owner)
-            {
-                return Err(ConnectError::Address { address, port: owner.link.id });
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts a port where another, or itself as it was treated before, or nobody has been.
-    fn put(&mut self, slot: usize, member: Option<Member>) {
-        self.addresses.forget_port(slot);
-        if let Some(Member { settings, .. }) = &member
-            && let Senders::Only(addresses) = &settings.senders
-        {
-            let vlan = match settings.vlan {
-                VlanMode::Access(vlan) => Some(vlan),
-                VlanMode::Trunk { .. } => None,
-            };
-            addresses.iter().for_each(|&address| self.addresses.own(address, vlan, slot));
-        }
-        self.replace(slot, member);
-    }
-
-    /// The same, but for those behind the port.
-    fn replace(&mut self, slot: usize, member: Option<Member>) {
-        let mut ports = Ports::clone(&self.ports);
-        if slot >= ports.members.len() {
-            ports.members.resize(slot + 1, None);
-        }
-        ports.members[slot] = member;
-        ports.mirrors = ports
-            .members
-            .iter()
-            .flatten()
-            .filter(|member| member.is_mirror())
-            .map(|member| member.link.slot)
-            .collect();
-        self.ports = Arc::new(ports);
-    }
-
-    /// The port of a connection, unless it is disconnected: another may have its slot by now.
-    pub(super) fn member_of(&self, link: &Arc<Link>) -> Option<&Member> {
-        self.ports.member(link.slot).filter(|member| Arc::ptr_eq(&member.link, link))
-    }
-}
-
-/// A port as it is treated at present.
-#[derive(Clone)]
-pub(super) struct Member {
-    pub(super) link: Arc<Link>,
-    pub(super) settings: Arc<PortSettings>,
-}
-
-impl Member {
-    fn is_mirror(&self) -> bool {
-        match self.settings.mirror {
-            Mirror::Destination => true,
-            Mirror::Off | Mirror::Source(_) => false,
-        }
-    }
-
-    fn state(&self) -> PortState {
-        PortState {
-            id: self.link.id,
-            settings: PortSettings::clone(&self.settings),
-            statistics: self.link.counters.read(),
-        }
-    }
-}
-
-/// A port, from when it was connected to when the last sender has let go of it.
-pub(super) struct Link {
-    pub(super) id: PortId,
-    pub(super) slot: usize,
-    pub(super) port: Box<dyn Port>,
-    pub(super) closed: AtomicBool,
-    pub(super) counters: Counters,
-    buckets: Buckets,
-    departed: Arc<Counters>,
-}
-
-/// What may pass at the moment, where there are limits. Each is locked for one batch at a time.
-#[derive(Default)]
-struct Buckets {
-    flood: Mutex<Bucket>,
-    send: Mutex<Bucket>,
-    receive: Mutex<Bucket>,
-}
-
-impl Link {
-    pub(super) fn flood_bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.buckets.flood.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn send_bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.buckets.send.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn receive_bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.buckets.receive.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.departed.add(&self.counters.read());
     }
 }
 
