@@ -2,7 +2,7 @@
 
 use vmbus_vsp::network::switch::{
     Capabilities, ConnectError, DropReason, Isolation, MacAddress, Mirror, Mirrored, Offload, PortSettings,
-    Vlan, VlanMode,
+    Senders, Vlan, VlanMode,
 };
 
 use crate::world::{Station, World, forget, frame, mac};
