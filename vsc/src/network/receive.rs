@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use smallvec::SmallVec;
 use vmbus_channels::{Buffer, Request};
 use vmbus_core::network::rndis::{HEADER_SIZE, PACKET_HEADER_SIZE, PacketHeader};
-use vmbus_core::network::{PacketInfo, PacketInfoList, ReceiveChecksum, RscFragment, Vlan, Way};
+use vmbus_core::network::{LargeSend, PacketInfo, PacketInfoList, ReceiveChecksum, RscFragment, Vlan, Way};
 
 use super::conversation::{Agreement, LONGEST_CONTROL};
 use super::error::NicError;
@@ -31,6 +31,9 @@ pub struct ReceiveInfo {
     pub vlan: Option<Vlan>,
     /// Hash of the flow.
     pub hash: Option<u32>,
+    /// How to cut a frame of coalesced segments, for those who send it on: where its TCP header is, and the segments'
+    /// size. The TCP checksum is then the pseudo header's sum.
+    pub large_send: Option<LargeSend>,
 }
 
 /// The receive buffer, as all frames in it need it.
@@ -236,8 +239,9 @@ fn read_info(bytes: &[u8]) -> Result<(ReceiveInfo, Option<RscFragment>), Malform
             PacketInfo::Vlan(vlan) => info.vlan = Some(vlan),
             PacketInfo::Hash(hash) => info.hash = Some(hash),
             PacketInfo::Rsc(part) => fragment = Some(part),
+            PacketInfo::LargeSend(send) => info.large_send = Some(send),
             // Not for this way, or not looked into.
-            PacketInfo::TransmitChecksum(_) | PacketInfo::LargeSend(_) | PacketInfo::Other(..) => {}
+            PacketInfo::TransmitChecksum(_) | PacketInfo::Other(..) => {}
         }
     }
     Ok((info, fragment))

@@ -198,7 +198,10 @@ async fn frames_take_their_information_along_both_ways() {
     let infos = [PacketInfo::Vlan(vlan), PacketInfo::ReceiveChecksum(found), PacketInfo::Hash(78)];
     world.script.order(Order::Deliver(vec![message(&frame(2, 99), &infos), message(&frame(3, 64), &[])]));
     let came = frames(&nic, 2).await;
-    assert_eq!(came[0].info(), ReceiveInfo { checksum: Some(found), vlan: Some(vlan), hash: Some(78) });
+    assert_eq!(
+        came[0].info(),
+        ReceiveInfo { checksum: Some(found), vlan: Some(vlan), hash: Some(78), large_send: None }
+    );
     assert_eq!((came[0].to_vec().unwrap(), came[0].len()), (frame(2, 99), 99));
     assert_eq!((came[1].to_vec().unwrap(), came[1].info()), (frame(3, 64), ReceiveInfo::default()));
     let mut part = [0; 4];

@@ -1,6 +1,7 @@
 //! A NIC as a device of the bus.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::watch;
@@ -21,7 +22,8 @@ const COMPLETION_ROOM: usize = 40;
 
 /// A NIC at a switch, to be given to `Root::offer`.
 ///
-/// It is one guest's at a time: the first's that comes, until it leaves, without [`only_for`](Self::only_for). A port of
+/// It is one guest's at a time: the first's that comes, until it leaves, without [`only_for`](Self::only_for) and
+/// [`for_each_guest`](Self::for_each_guest). A port of
 /// the switch is there while a guest has it open.
 #[derive(Debug)]
 pub struct NetworkAdapter {
@@ -31,9 +33,21 @@ pub struct NetworkAdapter {
     audience: Audience,
     switch: Switch,
     port: PortSettings,
+    each: Option<EachGuest>,
     state: Arc<AdapterState>,
     /// What the channels of guests share that were restored here, until they leave.
     restored: Mutex<HashMap<u32, Arc<Nic>>>,
+}
+
+/// What the NIC of a guest is, where each guest has one.
+struct EachGuest(Box<WhatNic>);
+
+type WhatNic = dyn Fn(&Client) -> (MacAddress, PortSettings) + Send + Sync;
+
+impl fmt::Debug for EachGuest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("EachGuest")
+    }
 }
 
 #[derive(Debug)]
@@ -59,6 +73,7 @@ impl NetworkAdapter {
             limits: Limits::default(),
             audience: Audience::first_comer(),
             switch: switch.clone(),
+            each: None,
             state: Arc::new(AdapterState {
                 link: watch::Sender::new(Link::default()),
                 open: Mutex::default(),
@@ -97,15 +112,34 @@ impl NetworkAdapter {
         self
     }
 
+    /// Visible to all guests, at the same time: each has a NIC of its own, with the address and the port that `what` gives
+    /// it. [`AdapterHandle::statistics`] is then that of the guest that came last.
+    pub fn for_each_guest(
+        mut self,
+        what: impl Fn(&Client) -> (MacAddress, PortSettings) + Send + Sync + 'static,
+    ) -> Self {
+        self.audience = Audience::everyone();
+        self.each = Some(EachGuest(Box::new(what)));
+        self
+    }
+
     /// To change it and to look at it while it is offered.
     pub fn handle(&self) -> AdapterHandle {
         AdapterHandle { state: Arc::clone(&self.state) }
     }
 
-    fn connect(&self) -> Result<Arc<Nic>, Refusal> {
+    fn connect(&self, client: &Client) -> Result<Arc<Nic>, Refusal> {
         let link = self.state.link.subscribe();
-        let at = (&self.switch, self.port.clone());
-        let nic = Nic::connect(self.identity.clone(), self.limits, link, at)?;
+        let mut identity = self.identity.clone();
+        let port = match &self.each {
+            None => self.port.clone(),
+            Some(EachGuest(what)) => {
+                let (address, port) = what(client);
+                identity.address = address;
+                port
+            }
+        };
+        let nic = Nic::connect(identity, self.limits, link, (&self.switch, port))?;
         *self.state.open.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&nic);
         Ok(nic)
     }
@@ -149,8 +183,8 @@ impl Provider for NetworkAdapter {
         self.audience.left(client);
     }
 
-    fn open(&self, _: &Client, open: &OpenRequest) -> Result<NetworkSession, Refusal> {
-        Ok(NetworkSession::new(self.connect()?, open))
+    fn open(&self, client: &Client, open: &OpenRequest) -> Result<NetworkSession, Refusal> {
+        Ok(NetworkSession::new(self.connect(client)?, open))
     }
 
     fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<NetworkSession, Refusal> {
@@ -159,7 +193,7 @@ impl Provider for NetworkAdapter {
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
         // The primary channel comes first, and with it what all of the guest's channels share.
         let nic = if open.subchannel_index == 0 {
-            let nic = self.connect()?;
+            let nic = self.connect(client)?;
             restored.insert(client.id, Arc::clone(&nic));
             nic
         } else {

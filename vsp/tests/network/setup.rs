@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use vmbus_channels::Device;
+use vmbus_channels::{Client, Device};
 use vmbus_core::network::nvsp::{self, Capabilities, ChannelType, Message, Sender, Status};
 use vmbus_core::network::rndis;
 use vmbus_core::network::{CLASS, Oid, Version};
+use vmbus_vsp::network::switch::{MacAddress, PortSettings};
 use vmbus_vsp::network::{Limits, Link};
 
-use crate::client::{LONG, NIC, PEER, RECEIVE, World, frame};
+use crate::client::{Driver, LONG, NIC, PEER, RECEIVE, World, frame};
 
 #[tokio::test]
 async fn every_version_is_spoken_from_its_first_message_to_frames_both_ways() {
@@ -30,6 +31,29 @@ async fn every_version_is_spoken_from_its_first_message_to_frames_both_ways() {
         world.peer.send([&back]);
         assert_eq!(driver.receive(1).await, [back], "{version}");
     }
+}
+
+#[tokio::test]
+async fn each_guest_may_have_a_nic_of_its_own_with_an_address_and_a_port_of_its_own() {
+    let each = |client: &Client| (MacAddress::of_name(&client.name), PortSettings::new(&*client.name));
+    let world = World::with(|adapter| adapter.for_each_guest(each)).await;
+    let other = vmbus_channels::test_utils::join(&world.root, "other").await.unwrap();
+    let mut drivers = Vec::new();
+    for (guest, name) in [(&world.guest, "guest"), (&other, "other")] {
+        let channel = guest.open(Device::class(CLASS)).await.unwrap();
+        let mut driver = Driver::new(guest, channel);
+        driver.set_up(Version::V6_1, 1500).await;
+        driver.begin().await;
+        let address = driver.query(Oid::ETHERNET_CURRENT_ADDRESS, &[]).await.1;
+        assert_eq!(address, MacAddress::of_name(name).0);
+        drivers.push(driver);
+    }
+    let mut ports: Vec<_> = world.switch.ports().into_iter().map(|port| port.settings.name).collect();
+    ports.sort();
+    assert_eq!(ports, ["guest", "other", "peer"]);
+    let hello = frame(MacAddress::of_name("other"), MacAddress::of_name("guest"), 1, 60);
+    assert_eq!(drivers[0].transmit(0, &hello, &[]).await, Status::SUCCESS);
+    assert_eq!(drivers[1].receive(1).await, [hello]);
 }
 
 #[tokio::test]

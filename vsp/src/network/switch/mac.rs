@@ -11,6 +11,18 @@ impl MacAddress {
     /// Everybody.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
+    /// An address for whoever is called so: the same each time, in the part that is nobody's by standard, and other
+    /// than that of other names but for one case in 2^40.
+    pub fn of_name(name: &str) -> Self {
+        // FNV-1a, and then the finaliser of MurmurHash3, as short names differ in few bits.
+        let mixed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let mixed = (mixed ^ mixed >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let [a, b, c, d, e, ..] = (mixed ^ mixed >> 33).to_be_bytes();
+        Self([0x02, a, b, c, d, e])
+    }
+
     /// Whether it names a group: several receivers, never a sender. Everybody is a group too.
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
@@ -88,6 +100,16 @@ mod tests {
         for wrong in ["", "02:00:00:ab:cd", "02:00:00:ab:cd:ef:00", "2:0:0:ab:cd:ef", "02:00:00:ab:cd:+f"] {
             assert!(wrong.parse::<MacAddress>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_have_addresses_of_their_own_that_stay() {
+        let names: Vec<String> = (0..1000).map(|number| format!("lan/guest{number}")).collect();
+        let addresses: std::collections::BTreeSet<_> =
+            names.iter().map(|name| MacAddress::of_name(name)).collect();
+        assert_eq!(addresses.len(), names.len());
+        assert!(addresses.iter().all(|address| address.is_station() && address.0[0] == 2));
+        assert_eq!(MacAddress::of_name("lan/alice"), MacAddress::of_name("lan/alice"));
     }
 
     #[test]
