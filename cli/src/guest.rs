@@ -30,6 +30,13 @@ pub(crate) struct Arguments {
     /// Show the disk as the file `disk` in this directory, until interrupted
     #[arg(long, value_name = "MOUNTPOINT")]
     fuse: Option<PathBuf>,
+    /// Make the guest's NIC an interface of this machine, until interrupted; for several NICs several times
+    #[arg(long = "tap", value_name = "INTERFACE")]
+    taps: Vec<String>,
+    /// Longest packet to send and receive, in bytes; changing the interface's changes the NIC's, too
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, requires = "taps",
+          value_parser = clap::value_parser!(u32).range(68..=9216))]
+    mtu: u32,
     /// The root's connections to SERVICE, a vsock port or a GUID, are served by who listens at PATH
     #[arg(long, value_name = "SERVICE=unix:PATH")]
     hvsock: Vec<Served>,
@@ -49,7 +56,9 @@ Examples:
   vmbus guest --socket bus.sock --name alice
   vmbus guest --socket bus.sock --name alice --hvsock 22=unix:sshd.sock --hvsock-listen 5000=unix:log.sock
   vmbus guest --socket bus.sock --name alice --fuse mnt
-      then, as root: losetup --find --show mnt/disk";
+      then, as root: losetup --find --show mnt/disk
+  vmbus guest --socket bus.sock --name alice --tap tap0
+      then, as root: dhclient tap0, or ip address add 10.0.0.2/24 dev tap0";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(join(arguments))
@@ -91,13 +100,24 @@ async fn join(arguments: &Arguments) -> Result<()> {
     if guest.outlives_root() {
         tokio::spawn(tell_of_roots(guest.clone()));
     }
+    let taps = crate::net::guest::open(&guest, &arguments.taps, arguments.mtu).await?;
+    let ended = tokio::select! {
+        ended = show(&guest, arguments) => ended,
+        error = taps.run() => Err(error),
+    };
+    taps.close().await;
+    ended
+}
+
+async fn show(guest: &Guest, arguments: &Arguments) -> Result<()> {
     match &arguments.fuse {
-        Some(mountpoint) => show_disk(&guest, mountpoint).await,
+        Some(mountpoint) => show_disk(guest, mountpoint).await,
+        None if !arguments.taps.is_empty() => wait_for_end(guest).await,
         None => {
             for device in guest.all_offers().await? {
                 println!("device {} of class {}", device.instance, device.class);
             }
-            wait_for_end(&guest).await
+            wait_for_end(guest).await
         }
     }
 }

@@ -92,7 +92,7 @@ fn usage(status: &Status) -> Table {
     bounds
 }
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table

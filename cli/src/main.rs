@@ -8,6 +8,7 @@ mod guest;
 mod hvsock;
 mod limits;
 mod ls;
+mod net;
 mod policy;
 mod root;
 mod size;
@@ -34,6 +35,8 @@ Examples:
   vmbus root --socket bus.sock --disk disk.img,for=a    offer a disk image to guest `a`
   vmbus guest --socket bus.sock --name a --fuse mnt     join as `a`, see the disk as the file mnt/disk
   vmbus ls --socket bus.sock                            guests, devices and channels of a bus
+  vmbus root --socket bus.sock --net lan,host=10.0.0.1/24   a network for all guests
+  vmbus guest --socket bus.sock --name a --tap tap0     join as `a`, its NIC is the interface tap0
   vmbus bench storage --json                            figures, with what they are compared to";
 
 #[derive(Subcommand)]
@@ -46,12 +49,14 @@ enum Command {
     /// Removes the demonstration's directory after it
     #[command(hide = true)]
     DemoJanitor(demo::world::JanitorArguments),
-    /// Run a root: offer disks to guests that attach
+    /// Run a root: offer disks and networks to guests that attach
     Root(root::Arguments),
     /// Join a bus as a guest
     Guest(guest::Arguments),
     /// Check files of policy rules, and replay decisions
     Policy(policy::Arguments),
+    /// Networks of a running root: who is there, counts, captures
+    Net(net::Arguments),
     /// List guests, devices and channels of a running root
     Ls(ls::Arguments),
     /// Measure rings, doorbells, storage and crowds beside something comparable
@@ -69,6 +74,7 @@ fn main() -> ExitCode {
         Command::Root(arguments) => root::run(arguments),
         Command::Guest(arguments) => guest::run(&arguments),
         Command::Policy(arguments) => policy::run(&arguments),
+        Command::Net(arguments) => net::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments, verbose),
         Command::Bench(arguments) => bench::run(&arguments),
     };

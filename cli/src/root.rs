@@ -1,4 +1,4 @@
-//! `vmbus root`: a root that offers disks.
+//! `vmbus root`: a root that offers disks and networks.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use vmbus_core::Version;
 use vmbus_vsp::storage::{Access, Lun, Memory, RawFile, StorageController};
 
 use crate::hvsock::{self, Entrance, Served};
+use crate::net::spec::{NetConfig, VALUE};
 
 /// Arguments of `vmbus root`.
 #[derive(Args)]
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Who connects to the socket PATH is connected to SERVICE of guest GUEST
     #[arg(long, value_name = "GUEST:SERVICE=unix:PATH")]
     hvsock_listen: Vec<Entrance>,
+    /// A network, and who is at it; the same name again adds to it. Options are listed below
+    #[arg(long = "net", value_name = VALUE)]
+    nets: Vec<NetConfig>,
     /// Highest protocol version to allow, such as 5.2
     #[arg(long, value_name = "VERSION")]
     max_version: Option<Version>,
@@ -62,7 +66,23 @@ Examples:
   vmbus root --socket bus.sock --disk a.img,for=alice --disk shared.iso,ro
   vmbus root --socket bus.sock --disk memory:256M,for=test --vm debian=debian.sock
   vmbus root --socket bus.sock --hvsock 5000=unix:/run/log.sock --hvsock-listen alice:22=unix:ssh.sock
+  vmbus root --socket bus.sock --net lan,host=10.0.0.1/24
+  vmbus root --socket bus.sock --net lan,passt=/tmp/passt.socket,limit=100M,capture=lan.pcapng
+  vmbus root --socket bus.sock --net lan,tap=tap0 --net lan,vlan=7,for=alice --net lan,vlan=8,for=bob
   vmbus root --socket bus.sock --disk a.img --policy rules.toml --policy-log decisions.jsonl
+
+Options of --net, after its name and a comma:
+  for=GUEST[@MAC]      a NIC for this guest; may be repeated. Without any, each guest has one
+  vlan=ID              what else is listed here is in this VLAN, untagged; without it, interfaces and links carry
+                       all VLANs with tags
+  limit=RATE           each guest sends and receives so many bits per second at most (k, M, G)
+  private              guests do not reach each other, only what else there is
+  trust                guests may send from any MAC address, and be DHCP servers and routers
+  host=ADDRESS/LENGTH  a built-in host: ping, DHCP, and DNS for the names of guests
+  tap=INTERFACE        an interface of this machine, made if there is none
+  passt=SOCKET         passt listens there (passt --socket SOCKET): NAT to the outside without privileges
+  link=LOCAL+REMOTE    another switch: two UDP addresses (10.1.0.1:7000+10.1.0.2:7000) or two paths
+  capture=FILE         all that is sent, as pcapng
 
 The file for --config:
   socket = \"bus.sock\"
@@ -74,6 +94,11 @@ The file for --config:
   file = \"a.img\"
   for = \"alice\"
   read_only = false
+
+  [[net]]
+  name = \"lan\"
+  for = [\"alice\"]
+  host = \"10.0.0.1/24\"
 
   [[vm]]
   name = \"debian\"
@@ -89,6 +114,8 @@ struct Config {
     disk: Vec<DiskConfig>,
     #[serde(default)]
     vm: Vec<VmConfig>,
+    #[serde(default)]
+    net: Vec<NetConfig>,
     #[serde(default)]
     hvsock: Vec<Served>,
     #[serde(default)]
@@ -157,6 +184,7 @@ fn config(arguments: Arguments) -> Result<Config> {
             vm.split_once('=').with_context(|| format!("--vm {vm}: expected NAME=SOCKET"))?;
         config.vm.push(VmConfig { name: name.into(), socket: socket.into() });
     }
+    config.net.extend(arguments.nets);
     config.hvsock.extend(arguments.hvsock);
     config.hvsock_listen.extend(arguments.hvsock_listen);
     if config.socket.is_none() && config.vm.is_empty() {
@@ -203,6 +231,7 @@ async fn serve(config: Config, spin: Spin, policy: Policy, manner: Manner) -> Re
     for disk in &config.disk {
         root.offer(controller(disk)?)?;
     }
+    let _nets = crate::net::root::open(&root, &config.net)?;
     for vm in &config.vm {
         root.listen_for_vm(&vm.name, &vm.socket)?;
     }
@@ -312,6 +341,6 @@ mod tests {
     fn the_example_in_the_help_is_a_configuration() {
         let text = EXAMPLES.split_once("--config:\n").unwrap().1;
         let config: Config = toml::from_str(text).unwrap();
-        assert_eq!((config.disk.len(), config.vm.len()), (1, 1));
+        assert_eq!((config.disk.len(), config.vm.len(), config.net.len()), (1, 1, 1));
     }
 }

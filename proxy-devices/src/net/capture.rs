@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use vmbus_vsp::network::switch::{
-    Capabilities, Connection, Delivered, Frames, MAX_FRAME, Port, PortSettings, Switch,
+    Capabilities, Checksum, Connection, Delivered, Frame, Frames, MAX_FRAME, Port, PortSettings, Switch,
 };
 
 use super::PortError;
@@ -69,12 +69,13 @@ impl CapturePort {
             let mailbox = Arc::clone(&mailbox);
             move || {
                 let _connection: Connection = connection;
-                let mut mail = Mail::default();
+                let (mut mail, mut whole) = (Mail::default(), Vec::new());
                 let mut open = Waited::Open;
                 while open == Waited::Open && is_wanted(writer.inner()) {
                     open = mailbox.take(&mut mail, Some(PATIENCE));
                     for (frame, mark) in mail.batch.frames().iter().zip(&mail.marks) {
-                        writer.frame(interface, mark.time, frame.bytes, mark.len, Direction::Unknown)?;
+                        let completed = completed(&frame, mark.len, &mut whole);
+                        writer.frame(interface, mark.time, completed, mark.len, Direction::Unknown)?;
                     }
                     writer.flush()?;
                 }
@@ -107,8 +108,37 @@ impl CapturePort {
 
 impl Drop for CapturePort {
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
-            tracing::warn!(%error, "a capture is not complete");
+        match self.end() {
+            Ok(()) => {}
+            // Who read it has left.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => tracing::warn!(%error, "a capture is not complete"),
+        }
+    }
+}
+
+/// A frame with the checksum that its segments will have instead of the pseudo header's sum, unless it was cut.
+fn completed<'a>(frame: &Frame<'a>, len: usize, whole: &'a mut Vec<u8>) -> &'a [u8] {
+    let Checksum::Missing { start, field } = frame.offload.checksum else { return frame.bytes };
+    let (start, at) = (usize::from(start), usize::from(start) + usize::from(field));
+    if frame.bytes.len() < len || at + 2 > len {
+        return frame.bytes;
+    }
+    let sum = !ones_complement_sum(&frame.bytes[start..]);
+    whole.clear();
+    whole.extend_from_slice(frame.bytes);
+    whole[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    whole
+}
+
+fn ones_complement_sum(bytes: &[u8]) -> u16 {
+    let words =
+        bytes.chunks(2).map(|pair| u64::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
+    let mut sum: u64 = words.sum();
+    loop {
+        match u16::try_from(sum) {
+            Ok(sum) => return sum,
+            Err(_) => sum = (sum & 0xffff) + (sum >> 16),
         }
     }
 }

@@ -77,18 +77,25 @@ fn carry(tap: &Tap, connection: &Connection, wake: &Wake) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there may be more to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kernel {
+    HasMore,
+    HasNoMore,
+}
+
 /// Reads what the kernel has, up to a bound.
-pub(super) fn read_burst(tap: &Tap, batch: &mut Batch) -> io::Result<()> {
+pub(super) fn read_burst(tap: &Tap, batch: &mut Batch) -> io::Result<Kernel> {
     let mut header = [0; HEADER];
     while batch.len() < BURST {
         let Ok(mut slot) = batch.slot(MAX_FRAME) else { break };
-        let Some(len) = tap.read(&mut header, slot.bytes_mut())? else { break };
+        let Some(len) = tap.read(&mut header, slot.bytes_mut())? else { return Ok(Kernel::HasNoMore) };
         // A header that we did not agree to cannot come; its frame would be wrong without it.
         if let Some(offload) = vnet::parse(&header) {
             slot.commit(len, offload);
         }
     }
-    Ok(())
+    Ok(Kernel::HasMore)
 }
 
 /// The switch's end.

@@ -1,0 +1,266 @@
+//! Frames between the kernel's words for what they still need and a NIC's.
+
+use vmbus_core::network::{LargeSend, ReceiveChecksum, TransmitChecksum, Vlan};
+use vmbus_vsc::{NicInfo, ReceivedFrame, TransmitInfo};
+use vmbus_vsp::network::switch::{Batch, Checksum, Frame, IpVersion, Offload, Segmentation};
+
+/// Two addresses.
+const ADDRESSES: usize = 12;
+const ETHERNET_HEADER: usize = 14;
+const TAG_TYPE: [u8; 2] = [0x81, 0x00];
+const IPV6_TYPE: [u8; 2] = [0x86, 0xdd];
+/// Where TCP and UDP have their checksums.
+const TCP_FIELD: u16 = 16;
+const UDP_FIELD: u16 = 6;
+/// Parts of a TCP header.
+const SEQUENCE: usize = 4;
+const DATA_OFFSET: usize = 12;
+const FLAGS: usize = 13;
+const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
+const CWR: u8 = 0x80;
+/// Where IPv4 has its identification, from its header's start.
+const IDENTIFICATION: usize = 4;
+
+/// Frames on their way to a NIC.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    bytes: Vec<u8>,
+    /// Where each frame ends, and what it needs.
+    frames: Vec<(usize, TransmitInfo)>,
+    /// The longest frames that the NIC cuts into segments, for IPv4 and for IPv6.
+    longest: [usize; 2],
+}
+
+impl Outgoing {
+    pub(super) fn new(info: &NicInfo) -> Self {
+        let longest = [info.offloads.large_send_v4, info.offloads.large_send_v6]
+            .map(|packet| usize::try_from(packet).unwrap_or(usize::MAX).saturating_add(ETHERNET_HEADER));
+        Self { bytes: Vec::new(), frames: Vec::new(), longest }
+    }
+
+    /// Takes these frames instead of those before.
+    pub(super) fn translate(&mut self, batch: &Batch) {
+        self.bytes.clear();
+        self.frames.clear();
+        for frame in batch.frames() {
+            match frame.offload.segmentation {
+                Some(segmentation) => self.add_large(frame.bytes, segmentation),
+                None => self.add(&[frame.bytes], checksum(&frame)),
+            }
+        }
+    }
+
+    /// The frames, with what the NIC is to do with each.
+    pub(super) fn frames(&self) -> Vec<(&[u8], TransmitInfo)> {
+        let mut start = 0;
+        let frame = |&(end, info): &(usize, TransmitInfo)| {
+            let frame = &self.bytes[start..end];
+            start = end;
+            (frame, info)
+        };
+        self.frames.iter().map(frame).collect()
+    }
+
+    fn add(&mut self, parts: &[&[u8]], info: TransmitInfo) {
+        parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
+        self.frames.push((self.bytes.len(), info));
+    }
+
+    /// Adds a large send, as several smaller ones if it is larger than the NIC takes.
+    fn add_large(&mut self, frame: &[u8], segmentation: Segmentation) {
+        let longest = match segmentation.ip {
+            IpVersion::V4 => self.longest[0],
+            IpVersion::V6 => self.longest[1],
+        };
+        let info = TransmitInfo {
+            large_send: Some(LargeSend {
+                segment_size: segmentation.segment_size.into(),
+                tcp_offset: segmentation.tcp_offset,
+                version_2: true,
+                ipv6: segmentation.ip == IpVersion::V6,
+            }),
+            ..TransmitInfo::default()
+        };
+        let tcp = usize::from(segmentation.tcp_offset);
+        let words = frame.get(tcp + DATA_OFFSET).map_or(0, |byte| usize::from(byte >> 4));
+        let headers = tcp + 4 * words;
+        let segment = usize::from(segmentation.segment_size).max(1);
+        let room = longest.saturating_sub(headers) / segment * segment;
+        if frame.len() <= longest || room == 0 || words < 5 || frame.len() <= headers {
+            return self.add(&[frame], info);
+        }
+        let (headers, payload) = frame.split_at(headers);
+        let parts = payload.len().div_ceil(room);
+        for (number, part) in payload.chunks(room).enumerate() {
+            let start = self.bytes.len();
+            self.add(&[headers, part], info);
+            let header = &mut self.bytes[start..start + headers.len()];
+            let offset = u32::try_from(number * room).unwrap_or(u32::MAX);
+            add_u32(&mut header[tcp + SEQUENCE..], offset);
+            if number > 0 {
+                header[tcp + FLAGS] &= !CWR;
+            }
+            if number + 1 < parts {
+                header[tcp + FLAGS] &= !(FIN | PSH);
+            }
+            if segmentation.ip == IpVersion::V4 {
+                let ip = ip_header(header);
+                let segments = u16::try_from(number * room / segment).unwrap_or(u16::MAX);
+                add_u16(&mut header[ip + IDENTIFICATION..], segments);
+            }
+        }
+        // Lengths and checksums are the NIC's to fill in, in each part.
+    }
+}
+
+/// Where the IP header of a frame begins.
+fn ip_header(frame: &[u8]) -> usize {
+    if frame.get(ADDRESSES..ETHERNET_HEADER) == Some(&TAG_TYPE) {
+        ETHERNET_HEADER + 4
+    } else {
+        ETHERNET_HEADER
+    }
+}
+
+fn add_u32(bytes: &mut [u8], amount: u32) {
+    if let Some(number) = bytes.first_chunk_mut() {
+        *number = u32::from_be_bytes(*number).wrapping_add(amount).to_be_bytes();
+    }
+}
+
+fn add_u16(bytes: &mut [u8], amount: u16) {
+    if let Some(number) = bytes.first_chunk_mut() {
+        *number = u16::from_be_bytes(*number).wrapping_add(amount).to_be_bytes();
+    }
+}
+
+/// Which checksum the NIC is to fill in.
+fn checksum(frame: &Frame<'_>) -> TransmitInfo {
+    let Checksum::Missing { start, field } = frame.offload.checksum else { return TransmitInfo::default() };
+    let ip = ip_header(frame.bytes);
+    let ipv6 = frame.bytes.get(ip - 2..ip) == Some(&IPV6_TYPE);
+    let checksum = TransmitChecksum {
+        ipv4: !ipv6,
+        ipv6,
+        tcp: field == TCP_FIELD,
+        udp: field == UDP_FIELD,
+        ip_header: false,
+        transport_offset: start,
+    };
+    TransmitInfo { checksum: Some(checksum), ..TransmitInfo::default() }
+}
+
+/// A frame of a NIC, copied to `buffer`, and what the kernel is told of it. `None`: it is there no more.
+pub(super) fn incoming<'a>(frame: &ReceivedFrame, buffer: &'a mut [u8]) -> Option<(&'a [u8], Offload)> {
+    let info = frame.info();
+    let (whole, tag) = match info.vlan {
+        None => (buffer.get_mut(..frame.len())?, 0),
+        // The kernel wants the tag in its place.
+        Some(vlan) => {
+            let whole = buffer.get_mut(..frame.len() + 4)?;
+            let (addresses, rest) = whole.split_at_mut(ADDRESSES);
+            frame.read(0, addresses).ok()?;
+            rest[..4].copy_from_slice(&tag_of(vlan));
+            (whole, 4)
+        }
+    };
+    match tag {
+        0 => frame.read(0, whole).ok()?,
+        _ => frame.read(ADDRESSES, &mut whole[ADDRESSES + tag..]).ok()?,
+    }
+    let tag_len = u16::try_from(tag).ok()?;
+    let good = ReceiveChecksum::TCP_SUCCEEDED | ReceiveChecksum::UDP_SUCCEEDED;
+    let offload = match (info.large_send, info.checksum) {
+        (Some(send), _) => {
+            let tcp_offset = send.tcp_offset + tag_len;
+            let segmentation = Segmentation {
+                segment_size: u16::try_from(send.segment_size).ok()?,
+                tcp_offset,
+                ip: if send.ipv6 { IpVersion::V6 } else { IpVersion::V4 },
+            };
+            Offload { checksum: Checksum::tcp(tcp_offset), segmentation: Some(segmentation), ..Offload::NONE }
+        }
+        (None, Some(found)) if found.intersects(good) => {
+            Offload { checksum: Checksum::Valid, ..Offload::NONE }
+        }
+        (None, _) => Offload::NONE,
+    };
+    Some((whole, offload))
+}
+
+fn tag_of(vlan: Vlan) -> [u8; 4] {
+    let [high, low] =
+        (u16::from(vlan.priority & 7) << 13 | u16::from(vlan.drop_eligible) << 12 | vlan.id & 0xfff)
+            .to_be_bytes();
+    [TAG_TYPE[0], TAG_TYPE[1], high, low]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A TCP frame over IPv4, as the kernel leaves it to be cut.
+    fn large(payload: usize) -> Vec<u8> {
+        let mut frame = vec![0; ETHERNET_HEADER + 20 + 32];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[14 + IDENTIFICATION..][..2].copy_from_slice(&[0, 100]);
+        frame[34 + SEQUENCE..][..4].copy_from_slice(&1000_u32.to_be_bytes());
+        frame[34 + DATA_OFFSET] = 8 << 4;
+        frame[34 + FLAGS] = FIN | PSH | CWR | 0x10;
+        frame.extend((0..payload).map(|at| u8::try_from(at % 251).unwrap()));
+        frame
+    }
+
+    fn outgoing(longest: usize) -> Outgoing {
+        Outgoing { bytes: Vec::new(), frames: Vec::new(), longest: [longest; 2] }
+    }
+
+    fn one(bytes: &[u8], offload: Offload) -> Batch {
+        let mut batch = Batch::new();
+        batch.push(bytes, offload).unwrap();
+        batch
+    }
+
+    #[test]
+    fn a_large_send_beyond_what_the_nic_takes_becomes_several_that_are_the_same_stream() {
+        let frame = large(60_000);
+        let segmentation = Segmentation { segment_size: 1448, tcp_offset: 34, ip: IpVersion::V4 };
+        let offload = Offload { segmentation: Some(segmentation), ..Offload::NONE };
+        let mut outgoing = outgoing(30_000);
+        outgoing.translate(&one(&frame, offload));
+        let parts = outgoing.frames();
+        assert_eq!(parts.len(), 3);
+        let (mut payload, mut flags) = (Vec::new(), Vec::new());
+        for (part, info) in &parts {
+            assert!(part.len() <= 30_000);
+            assert_eq!(info.large_send.unwrap().segment_size, 1448);
+            let sequence = u32::from_be_bytes(part[38..42].try_into().unwrap());
+            assert_eq!(sequence as usize, 1000 + payload.len());
+            let identification = u16::from_be_bytes(part[18..20].try_into().unwrap());
+            assert_eq!(usize::from(identification), 100 + payload.len() / 1448, "as if it were cut at once");
+            flags.push(part[34 + FLAGS]);
+            payload.extend_from_slice(&part[66..]);
+        }
+        assert!(payload == frame[66..]);
+        assert_eq!(flags, [CWR | 0x10, 0x10, FIN | PSH | 0x10]);
+
+        outgoing.translate(&one(&large(20_000), offload));
+        assert_eq!(outgoing.frames().len(), 1, "one that is short enough stays whole");
+    }
+
+    #[test]
+    fn the_nic_is_told_which_checksum_is_missing() {
+        let mut frame = vec![0; 100];
+        for (kind, ipv6) in [([8, 0], false), (IPV6_TYPE, true)] {
+            frame[12..14].copy_from_slice(&kind);
+            for (missing, tcp) in [(Checksum::tcp(54), true), (Checksum::udp(54), false)] {
+                let mut outgoing = outgoing(0);
+                outgoing.translate(&one(&frame, Offload { checksum: missing, ..Offload::NONE }));
+                let wish = outgoing.frames()[0].1.checksum.unwrap();
+                assert_eq!((wish.ipv4, wish.ipv6, wish.tcp, wish.udp), (!ipv6, ipv6, tcp, !tcp));
+                assert_eq!(wish.transport_offset, 54);
+            }
+        }
+    }
+}
