@@ -186,7 +186,13 @@ impl Counters {
         self.sending.sent.add(sent);
         self.sending.forwarded.fetch_add(forwarded, Ordering::Relaxed);
         self.sending.copies.fetch_add(copies, Ordering::Relaxed);
-        self.sending.dropped.add(dropped);
+        if forwarded < sent.frames {
+            self.sending.dropped.add(dropped);
+        }
+    }
+
+    pub(super) fn add_delivered(&self, delivered: Count) {
+        self.receiving.delivered.add(delivered);
     }
 
     pub(super) fn add_received(&self, delivered: Count, dropped: &Drops) {
