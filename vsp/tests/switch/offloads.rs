@@ -179,6 +179,39 @@ fn segments_carry_their_tag_and_leave_the_checksum_to_who_takes_it() {
     world.assert_balance();
 }
 
+/// Its sender counts from the frame's beginning, and the tag is taken out: the offsets pointed four bytes too far.
+#[test]
+fn a_tag_in_the_frame_does_not_lead_the_offsets_astray() {
+    let world = World::new();
+    let trunk = PortSettings {
+        vlan: VlanMode::Trunk { native: None, tagged: VlanSet::all() },
+        ..PortSettings::new("trunk")
+    };
+    let access = || PortSettings { vlan: VlanMode::Access(5), ..PortSettings::new("access") };
+    let sender = world.port_with(trunk);
+    let whole = world.port_that_takes(Capabilities::all(), access());
+    let plain = world.port_that_takes(Capabilities::empty(), access());
+    let tcp = Tcp::new(IpVersion::V4, vec![9; 2500]);
+    let mut tagged = tcp.frame();
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    let segmentation = Segmentation { segment_size: 1000, tcp_offset: 38, ip: IpVersion::V4 };
+    let large = Offload { segmentation: Some(segmentation), ..missing(Checksum::tcp(38)) };
+    sender.send_with(&tagged, large);
+    let (_, offload) = whole.received_with_offloads().remove(0);
+    assert_eq!(
+        (offload.segmentation, offload.checksum),
+        (large_send(&tcp, 1000).segmentation, Checksum::tcp(34))
+    );
+    let segments = plain.received();
+    assert_eq!(
+        segments.iter().map(|frame| take_apart(frame).payload.len()).collect::<Vec<_>>(),
+        [1000, 1000, 500]
+    );
+    sender.send_with(&tagged, missing(Checksum::tcp(38)));
+    assert_eq!(whole.received_with_offloads()[0].1.checksum, Checksum::tcp(34));
+    take_apart(&plain.received()[0]);
+}
+
 #[test]
 fn a_sender_that_asks_for_tiny_segments_or_lies_about_a_frame_is_refused() {
     let tcp = Tcp::new(IpVersion::V4, vec![1; 60_000]);

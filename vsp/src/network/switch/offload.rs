@@ -29,13 +29,13 @@ impl Offload {
 }
 
 impl Offload {
-    /// So many bytes were put in before what the offsets point at.
-    pub(super) fn shift(&mut self, bytes: u16) {
+    /// So many bytes were put in before what the offsets point at, or with a negative number taken out.
+    pub(super) fn shift(&mut self, bytes: i16) {
         if let Checksum::Missing { start, .. } = &mut self.checksum {
-            *start = start.saturating_add(bytes);
+            *start = start.saturating_add_signed(bytes);
         }
         if let Some(segmentation) = &mut self.segmentation {
-            segmentation.tcp_offset = segmentation.tcp_offset.saturating_add(bytes);
+            segmentation.tcp_offset = segmentation.tcp_offset.saturating_add_signed(bytes);
         }
     }
 }

@@ -69,6 +69,7 @@ impl VlanMode {
             let tag = parse(ip::word(bytes, 14).unwrap_or(0));
             bytes.copy_within(0..12, TAG_SIZE);
             arena.cut_front(frame, TAG_SIZE);
+            arena.heads[frame].offload.shift(-4);
             Some(tag)
         } else {
             beside
