@@ -1,7 +1,8 @@
 //! Frames from the guest: RNDIS messages in a section of the send buffer, in the packet's ranges, or in both.
 //!
-//! Each byte of a message is read once into private memory: the header, then the packet info, then the frame, which goes
-//! to its place in the sender's batch at once.
+//! A message is read into private memory piece by piece, and what was read is used: its beginning, which is all of a
+//! short one; then packet info and frame, as far as they are not in that. A longer frame goes to its place in the
+//! sender's batch at once.
 
 use vmbus_channels::GuestPages;
 use vmbus_core::network::rndis::{PACKET_HEADER_SIZE, PacketHeader};
@@ -12,6 +13,8 @@ use super::memory::SharedBuffer;
 use super::nvsp::ETHERNET_HEADER;
 use super::switch::{Batch, Checksum, Full, HeaderChecksum, IpVersion, MAX_FRAME, Offload, Segmentation};
 
+/// Bytes that are read of a message at first.
+const BEGINNING: usize = 192;
 /// Bytes of packet info that are read of one frame. Drivers send a fifth of this.
 const LONGEST_INFO: usize = 512;
 /// Bytes of a tag in the frame, which the MTU does not count.
@@ -133,20 +136,26 @@ fn frame(
     batch: &mut Batch,
     send: &mut impl FnMut(&mut Batch),
 ) -> Result<usize, TransmitError> {
-    let mut head = [0; PACKET_HEADER_SIZE];
-    if !source.read(at, &mut head) {
+    let mut beginning = [0; BEGINNING];
+    let beginning = &mut beginning[..BEGINNING.min(source.len() - at)];
+    if !source.read(at, beginning) {
         return Err(TransmitError::Message);
     }
-    let header = PacketHeader::parse(&head, source.len() - at);
+    let head = beginning.first_chunk::<PACKET_HEADER_SIZE>().ok_or(TransmitError::Message)?;
+    let header = PacketHeader::parse(head, source.len() - at);
     let header = header.ok().flatten().ok_or(TransmitError::Message)?;
     let mut wish = Wish::default();
-    if !header.info.is_empty() {
-        let mut info = [0; LONGEST_INFO];
-        let info = info.get_mut(..header.info.len()).ok_or(TransmitError::Info)?;
-        if !source.read(at + header.info.start, info) {
-            return Err(TransmitError::Message);
+    match beginning.get(header.info.clone()) {
+        Some([]) => {}
+        Some(info) => wish = Wish::read(info)?,
+        None => {
+            let mut info = [0; LONGEST_INFO];
+            let info = info.get_mut(..header.info.len()).ok_or(TransmitError::Info)?;
+            if !source.read(at + header.info.start, info) {
+                return Err(TransmitError::Message);
+            }
+            wish = Wish::read(info)?;
         }
-        wish = Wish::read(info)?;
     }
     let len = header.frame.len();
     let longest = match wish.large_send {
@@ -164,8 +173,10 @@ fn frame(
             batch.slot(len).map_err(|_| TransmitError::Frame)?
         }
     };
-    if !source.read(at + header.frame.start, slot.bytes_mut()) {
-        return Err(TransmitError::Message);
+    match beginning.get(header.frame.clone()) {
+        Some(frame) => slot.bytes_mut().copy_from_slice(frame),
+        None if source.read(at + header.frame.start, slot.bytes_mut()) => {}
+        None => return Err(TransmitError::Message),
     }
     let offload = wish.offload(slot.bytes_mut())?;
     slot.commit(len, offload);
