@@ -84,6 +84,22 @@ fn what_a_slow_receiver_has_no_room_for_is_dropped_at_his_port_alone() {
 }
 
 #[test]
+fn three_hundred_ports_hear_a_broadcast_once_each_and_one_that_sleeps_holds_up_none() {
+    let world = World::new();
+    let ports: Vec<_> = (0..300).map(|number| world.port(&format!("port {number}"))).collect();
+    ports[7].inbox.room.store(0, Ordering::Relaxed);
+    ports[0].send(&frame(MacAddress::BROADCAST, mac(1), "all of you"));
+    let heard: Vec<_> = ports.iter().map(|port| port.received().len()).collect();
+    assert!(
+        heard.iter().enumerate().all(|(port, heard)| *heard == usize::from(port != 0 && port != 7)),
+        "{heard:?}"
+    );
+    assert_eq!(ports[0].connection.statistics().copies, 299);
+    assert_eq!(ports[7].connection.statistics().dropped_received.of(DropReason::Full), 1);
+    world.assert_balance();
+}
+
+#[test]
 fn what_goes_nowhere_is_counted_with_its_reason() {
     let world = World::new();
     let a = world.port("a");
