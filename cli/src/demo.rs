@@ -1,8 +1,9 @@
 //! `vmbus demo`: a root and two guests as processes, real disk I/O between them, checked byte for byte; one guest is
-//! killed on the way.
+//! killed on the way; then they find each other on a network and stream data.
 
 mod figures;
 pub(crate) mod guest;
+pub(crate) mod net;
 mod pattern;
 mod report;
 mod stage;

@@ -46,6 +46,9 @@ enum Command {
     /// One guest of the demonstration
     #[command(hide = true)]
     DemoGuest(demo::guest::Arguments),
+    /// One guest of the demonstration, on the network
+    #[command(hide = true)]
+    DemoNet(demo::net::Arguments),
     /// Removes the demonstration's directory after it
     #[command(hide = true)]
     DemoJanitor(demo::world::JanitorArguments),
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::DemoGuest(arguments) => demo::guest::run(&arguments),
+        Command::DemoNet(arguments) => demo::net::run(&arguments),
         Command::DemoJanitor(arguments) => demo::world::clean_up_after(&arguments),
         Command::Root(arguments) => root::run(arguments),
         Command::Guest(arguments) => guest::run(&arguments),

@@ -24,6 +24,10 @@ fn the_demonstration_finds_all_data_right_and_leaves_nothing() {
     assert_eq!(sectors("sectors_of_flushed_round") + sectors("sectors_of_newer_round"), (4 << 20) / 512);
     assert_eq!(report["guests"][1]["lives"], 2);
     assert!(report["guests"][0]["bytes_verified"].as_u64().unwrap() >= 4 << 20);
+    let network = &report["network"];
+    assert_eq!((&network["from"], &network["to"]), (&"alice".into(), &"bob".into()));
+    assert!(network["bytes_verified"].as_u64().unwrap() > 1 << 20, "{network}");
+    assert_eq!(network["ping"]["requests"], 200);
     assert!(names_in(place.path()).is_empty(), "left behind: {:?}", names_in(place.path()));
 }
 

@@ -24,6 +24,16 @@ pub(super) enum Line {
     Checked { round: u32, figures: Figures },
     /// It was asked to finish and has.
     Done { round: u32 },
+    /// It has an address by DHCP.
+    Addressed { address: String },
+    /// It waits for a stream.
+    Listening,
+    /// It has found another by its name.
+    Resolved { name: String, address: String },
+    /// It has pinged the other, and sent it a stream.
+    Streamed { pings: Latencies, bytes: u64, took: Duration },
+    /// It has taken a stream, and each byte was right.
+    Received { bytes: u64 },
     /// It cannot go on.
     Failed { message: String },
 }

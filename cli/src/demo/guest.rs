@@ -94,7 +94,7 @@ impl Orders {
 }
 
 /// Says it to the parent; without one there is nobody to work for.
-fn tell(line: &Line) {
+pub(super) fn tell(line: &Line) {
     let told = serde_json::to_string(line).map_err(io::Error::other).and_then(|mut line| {
         line.push('\n');
         io::stdout().lock().write_all(line.as_bytes())

@@ -18,6 +18,7 @@ pub(super) struct Report {
     pub(super) version: String,
     pub(super) guests: Vec<GuestReport>,
     pub(super) kill: KillReport,
+    pub(super) network: NetworkReport,
     /// Bytes of the image files that were compared after everybody had gone.
     pub(super) image_bytes_verified: u64,
     pub(super) seconds: f64,
@@ -38,6 +39,18 @@ pub(super) struct GuestReport {
     read_mib_per_s: f64,
     iops: f64,
     latency: LatencyReport,
+}
+
+/// What the guests did on the network.
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkReport {
+    from: String,
+    to: String,
+    /// Found by its name.
+    address: String,
+    ping: LatencyReport,
+    bytes_verified: u64,
+    gbit_per_s: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +115,39 @@ impl LatencyReport {
             p99_us: micros(latencies.quantile(99)),
             max_us: micros(latencies.longest()),
         }
+    }
+}
+
+impl NetworkReport {
+    pub(super) fn new(
+        (from, to): (&str, &str),
+        address: &str,
+        pings: &Latencies,
+        bytes: u64,
+        took: Duration,
+    ) -> Self {
+        Self {
+            from: from.into(),
+            to: to.into(),
+            address: address.into(),
+            ping: LatencyReport::new(pings),
+            bytes_verified: bytes,
+            gbit_per_s: per_second(approximate(bytes) * 8.0 / 1e9, took),
+        }
+    }
+
+    /// All of it in one sentence.
+    pub(super) fn sentence(&self) -> String {
+        format!(
+            "{} pinged {} at {} in {:.0} µs (p50; p99 {:.0} µs), and streamed {} to it by TCP at {:.2} Gbit/s.",
+            self.from,
+            self.to,
+            self.address,
+            self.ping.p50_us,
+            self.ping.p99_us,
+            crate::size::show(self.bytes_verified),
+            self.gbit_per_s
+        )
     }
 }
 
@@ -175,6 +221,7 @@ impl Report {
              restart\nwas complete after {2:.1} ms. All data are right.",
             self.kill.guest, self.kill.released_ms, self.kill.first_request_ms
         );
+        println!("{}", self.network.sentence());
     }
 }
 

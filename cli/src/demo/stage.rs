@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Arguments;
-use super::figures::{Figures, Line};
+use super::figures::{Figures, Latencies, Line};
 use super::pattern::{Dice, Pattern, SECTOR};
-use super::report::{GuestReport, KillReport, Report};
+use super::report::{GuestReport, KillReport, NetworkReport, Report};
 use super::world::{Message, Process, Said, Who, World};
 
 const NAMES: [&str; 2] = ["alice", "bob"];
+/// The network of both, with a host that is built in.
+const NETWORK: &str = "lan,host=10.0.0.1/24";
 /// Who sees nothing of it all.
 const BYSTANDER: usize = 0;
 /// Who is killed.
@@ -55,6 +57,16 @@ struct Actor {
     present: Figures,
     done: bool,
     ended: bool,
+    net: Net,
+}
+
+/// What a guest has said of the network.
+#[derive(Default)]
+struct Net {
+    listens: bool,
+    found: Option<String>,
+    streamed: Option<(Latencies, u64, Duration)>,
+    received: Option<u64>,
 }
 
 impl<'a> Stage<'a> {
@@ -99,6 +111,7 @@ impl<'a> Stage<'a> {
         }
         self.until(|stage| stage.guests.iter().all(|guest| guest.done && guest.ended))?;
         self.narrator.say("both guests have finished a last round, and read it back whole");
+        let network = self.network()?;
         self.end_root()?;
         let image_bytes_verified = self.verify_images()?;
 
@@ -110,6 +123,7 @@ impl<'a> Stage<'a> {
             version,
             guests,
             kill: kill.with_bystander(&self.guests[BYSTANDER].figures()),
+            network,
             image_bytes_verified,
             seconds: started.elapsed().as_secs_f64(),
         })
@@ -133,6 +147,7 @@ impl<'a> Stage<'a> {
         for disk in &disks {
             arguments.extend(["--disk", disk]);
         }
+        arguments.extend(["--net", NETWORK]);
         self.root = Some(self.world.start(Who::Root, "root", arguments)?);
         self.until(|stage| stage.root_listens)?;
         let size = crate::size::show(self.arguments.size);
@@ -208,6 +223,32 @@ impl<'a> Stage<'a> {
             report.sectors_of_flushed_round,
             report.sectors_of_newer_round
         ));
+        Ok(report)
+    }
+
+    /// Both join once more, find each other on the network and send data.
+    fn network(&mut self) -> Result<NetworkReport> {
+        let [from, to] = [BYSTANDER, VICTIM];
+        let socket = self.socket.to_string_lossy().into_owned();
+        let seed = self.arguments.seed.to_string();
+        let millis = (self.arguments.seconds * 1000 / 4).clamp(500, 5000).to_string();
+        let common = ["--socket", &socket, "--seed", &seed, "--name"];
+        for guest in &mut self.guests {
+            (guest.net, guest.ended) = (Net::default(), false);
+        }
+        let receiver = common.into_iter().chain([NAMES[to]]);
+        self.guests[to].process = Some(self.world.start(Who::Guest(to), "demo-net", receiver)?);
+        self.until(|stage| stage.guests[to].net.listens)?;
+        let sender = common.into_iter().chain([NAMES[from], "--peer", NAMES[to], "--millis", &millis]);
+        self.guests[from].process = Some(self.world.start(Who::Guest(from), "demo-net", sender)?);
+        self.until(|stage| stage.guests.iter().all(|guest| guest.ended))?;
+
+        let found = self.guests[from].net.found.clone().unwrap_or_default();
+        let (pings, bytes, took) = self.guests[from].net.streamed.clone().context("no stream was sent")?;
+        let received = self.guests[to].net.received;
+        ensure!(received == Some(bytes), "{bytes} bytes were streamed, and {received:?} came");
+        let report = NetworkReport::new((NAMES[from], NAMES[to]), &found, &pings, bytes, took);
+        self.narrator.say(&format!("on the network `lan`: {}", report.sentence()));
         Ok(report)
     }
 
@@ -311,6 +352,7 @@ impl Actor {
             present: Figures::default(),
             done: false,
             ended: false,
+            net: Net::default(),
         }
     }
 
@@ -348,6 +390,11 @@ impl Actor {
                 ensure!(round == self.checked, "{} has not read back its last round", self.name);
                 self.done = true;
             }
+            Line::Addressed { .. } => {}
+            Line::Listening => self.net.listens = true,
+            Line::Resolved { address, .. } => self.net.found = Some(address),
+            Line::Streamed { pings, bytes, took } => self.net.streamed = Some((pings, bytes, took)),
+            Line::Received { bytes } => self.net.received = Some(bytes),
             Line::Failed { message } => bail!("{}: {message}", self.name),
         }
         Ok(())
