@@ -121,56 +121,56 @@ pub enum Priority {
     High,
 }
 
-/// Quotas of one partition in place of the root's ([`Quotas`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct QuotaLimits {
-    /// Channel ids in use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub channels: Option<usize>,
-    /// Complete page lists.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gpadls: Option<usize>,
-    /// Pages in complete page lists.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pages: Option<usize>,
-    /// Page lists of which messages are missing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub half_built_gpadls: Option<usize>,
-    /// Questions to policy that wait for an answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub questions: Option<usize>,
-    /// hvsock connects that wait for an answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub connects: Option<usize>,
-    /// Channels that are open at the same time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub open_channels: Option<usize>,
-    /// Bytes of the rings of all open channels.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ring_bytes: Option<u64>,
+macro_rules! quota_limits {
+    ($($(#[$doc:meta])* $name:ident: $type:ty => $($place:ident).+,)+) => {
+        /// Quotas of one partition in place of the root's ([`Quotas`]).
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct QuotaLimits {
+            $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $name: Option<$type>,)+
+        }
+
+        impl QuotaLimits {
+            /// Puts these in the place of what `quotas` says.
+            pub(crate) fn apply(&self, quotas: &mut Quotas) {
+                $(if let Some(limit) = self.$name {
+                    quotas.$($place).+ = limit;
+                })+
+            }
+
+            /// For each limit the lower of both.
+            fn stricter(self, other: Self) -> Self {
+                Self { $($name: lower(self.$name, other.$name),)+ }
+            }
+        }
+    };
 }
 
-impl QuotaLimits {
-    /// Puts these in the place of what `quotas` says.
-    pub(crate) fn apply(&self, quotas: &mut Quotas) {
-        let put = |of: &mut usize, limit: Option<usize>| {
-            if let Some(limit) = limit {
-                *of = limit;
-            }
-        };
-        let protocol = &mut quotas.protocol;
-        put(&mut protocol.channels, self.channels);
-        put(&mut protocol.gpadls, self.gpadls);
-        put(&mut protocol.pages, self.pages);
-        put(&mut protocol.half_built_gpadls, self.half_built_gpadls);
-        put(&mut protocol.questions, self.questions);
-        put(&mut protocol.connects, self.connects);
-        put(&mut quotas.open_channels, self.open_channels);
-        if let Some(bytes) = self.ring_bytes {
-            quotas.ring_bytes = bytes;
-        }
-    }
+quota_limits! {
+    /// Channel ids in use.
+    channels: usize => protocol.channels,
+    /// Complete page lists.
+    gpadls: usize => protocol.gpadls,
+    /// Pages in complete page lists.
+    pages: usize => protocol.pages,
+    /// Page lists of which messages are missing.
+    half_built_gpadls: usize => protocol.half_built_gpadls,
+    /// Questions to policy that wait for an answer.
+    questions: usize => protocol.questions,
+    /// hvsock connects that wait for an answer.
+    connects: usize => protocol.connects,
+    /// Channels that are open at the same time.
+    open_channels: usize => open_channels,
+    /// Sub-channels of all devices.
+    subchannels: usize => subchannels,
+    /// Bytes of the rings of all open channels.
+    ring_bytes: u64 => ring_bytes,
+    /// Requests in flight over all open channels; those that are open keep their part.
+    requests: usize => requests,
+    /// Units of work that it may cause each second in the long run.
+    work_per_second: u32 => work_per_second,
+    /// Units of work that it may cause at once, after a time of rest.
+    work_at_once: u32 => work_at_once,
 }
 
 impl Limits {
@@ -226,16 +226,7 @@ impl Limits {
                 not_before: one.not_before.max(two.not_before),
             }),
             priority: lower(self.priority, other.priority),
-            quotas: both(self.quotas, other.quotas, |one, two| QuotaLimits {
-                channels: lower(one.channels, two.channels),
-                gpadls: lower(one.gpadls, two.gpadls),
-                pages: lower(one.pages, two.pages),
-                half_built_gpadls: lower(one.half_built_gpadls, two.half_built_gpadls),
-                questions: lower(one.questions, two.questions),
-                connects: lower(one.connects, two.connects),
-                open_channels: lower(one.open_channels, two.open_channels),
-                ring_bytes: lower(one.ring_bytes, two.ring_bytes),
-            }),
+            quotas: both(self.quotas, other.quotas, QuotaLimits::stricter),
         }
     }
 }

@@ -120,15 +120,15 @@ async fn quotas_change_in_place_and_back() {
     let root = root(AllowAll);
     let guest = join(&root, "guest").await.unwrap();
     let mut events = root.events();
-    root.set_policy(By(|asked: &Asked| match asked.question {
-        Question::Attach { .. } => Decision::change(Limits {
-            quotas: Some(QuotaLimits { open_channels: Some(0), ..QuotaLimits::default() }),
-            ..Limits::default()
-        }),
-        _ => Decision::Allow,
-    }));
-    decision(&mut events, |_| true).await;
-    refusal(guest.open(Device::class(CLASS)).await.unwrap_err());
+    for (channels, requests) in [(Some(0), None), (None, Some(0))] {
+        let quotas = QuotaLimits { open_channels: channels, requests, ..QuotaLimits::default() };
+        root.set_policy(By(move |asked: &Asked| match asked.question {
+            Question::Attach { .. } => Decision::change(Limits { quotas: Some(quotas), ..Limits::default() }),
+            _ => Decision::Allow,
+        }));
+        decision(&mut events, |decided| matches!(decided.asked.question, Question::Attach { .. })).await;
+        refusal(guest.open(Device::class(CLASS)).await.unwrap_err());
+    }
     root.set_policy(AllowAll);
     decision(&mut events, |decided| matches!(decided.asked.question, Question::Attach { .. })).await;
     guest.open(Device::class(CLASS)).await.unwrap();
