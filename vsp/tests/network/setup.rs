@@ -36,7 +36,7 @@ async fn every_version_is_spoken_from_its_first_message_to_frames_both_ways() {
 #[tokio::test]
 async fn each_guest_may_have_a_nic_of_its_own_with_an_address_and_a_port_of_its_own() {
     let each = |client: &Client| (MacAddress::of_name(&client.name), PortSettings::new(&*client.name));
-    let world = World::with(|adapter| adapter.for_each_guest(each)).await;
+    let world = World::with(move |adapter| adapter.for_each_guest(each)).await;
     let other = vmbus_channels::test_utils::join(&world.root, "other").await.unwrap();
     let mut drivers = Vec::new();
     for (guest, name) in [(&world.guest, "guest"), (&other, "other")] {
