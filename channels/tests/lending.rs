@@ -127,6 +127,17 @@ async fn a_device_sends_into_lent_memory_and_hears_of_each_packet_once() {
 }
 
 #[tokio::test]
+async fn a_stir_before_the_wait_is_not_lost() {
+    let (_root, _guest, channel) = open(&Sender::default()).await;
+    channel.stir();
+    let mut requests = Vec::new();
+    let stirred = channel.recv_or_stirred(&mut requests);
+    assert!(timeout(LONG, stirred).await.expect("it returns").unwrap());
+    let again = timeout(Duration::from_millis(50), channel.recv_or_stirred(&mut requests)).await;
+    assert!(again.is_err() || requests.is_empty(), "once");
+}
+
+#[tokio::test]
 async fn memory_comes_back_when_the_device_has_let_go_of_it() {
     let sender = Sender::default();
     let (_root, guest, channel) = open(&sender).await;

@@ -3,12 +3,14 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use vmbus_ringbuf::{Outgoing as Packet, OutgoingKind, TransferRange};
 
 use super::Channel;
 use super::core::{Core, lock};
+use super::in_flight::Replay;
 use super::receiving::Nothing;
 use super::replies::Reply;
 use super::request::Request;
@@ -71,9 +73,17 @@ impl Channel {
         self.core.recv_or_stirred(into).await
     }
 
-    /// Makes who waits in [`recv_or_stirred`](Self::recv_or_stirred) return.
+    /// Makes who waits in [`recv_or_stirred`](Self::recv_or_stirred) return, or who does so next.
     pub fn stir(&self) {
-        self.core.nudge();
+        self.core.stir();
+    }
+
+    /// [`notify`](Self::notify) that does not wait: `false` if there is no room now.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn try_notify(&self, payload: &[u8]) -> Result<bool, ChannelError> {
+        self.core.try_notify(payload)
     }
 }
 
@@ -83,12 +93,26 @@ fn transfer_pages<'a>(set_id: u16, ranges: &'a [TransferRange], payload: &'a [u8
 }
 
 impl Core {
+    /// Tells who waits for whatever comes that something has, now or when it next waits.
+    pub(crate) fn stir(&self) {
+        self.stirred.store(true, Ordering::Release);
+        self.nudge();
+    }
+
+    fn try_notify(&self, payload: &[u8]) -> Result<bool, ChannelError> {
+        let packet = Packet::in_band(payload);
+        let size = self.size_of(&packet)?;
+        let sent = self.judge(self.try_send(&packet, size, Replay::Never))?;
+        Ok(matches!(sent, Sent::Yes))
+    }
+
     async fn recv_or_stirred(
         self: &Arc<Self>,
         into: &mut impl Extend<Request>,
     ) -> Result<bool, ChannelError> {
         let seen = self.nudges();
-        if lock(&self.replies).has_tagged() {
+        let stirred = self.stirred.load(Ordering::Relaxed) && self.stirred.swap(false, Ordering::Acquire);
+        if stirred || lock(&self.replies).has_tagged() {
             return Ok(!self.is_ending());
         }
         let nothing = match self.judge(self.look_for_arrival(into))? {

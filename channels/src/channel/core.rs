@@ -79,6 +79,8 @@ pub(crate) struct Core {
     /// How often something happened that sleepers on this channel should look at beside the rings.
     nudges: AtomicU64,
     nudge: Notify,
+    /// Who waits for whatever comes is to look again, and has not done so.
+    pub(super) stirred: AtomicBool,
     /// The channel is closed.
     end: Notify,
     pub(super) storms: Storms,
@@ -129,6 +131,7 @@ impl Core {
             session_state: OnceLock::new(),
             nudges: AtomicU64::new(0),
             nudge: Notify::new(),
+            stirred: AtomicBool::new(false),
             end: Notify::new(),
             storms: Storms::new(),
         }))

@@ -261,7 +261,12 @@ impl Core {
         Ok(outgoing.flow.as_mut().and_then(|flow| flow.holds()).map_or(Ok(true), Err))
     }
 
-    fn try_send(&self, packet: &Packet<'_>, size: usize, replay: Replay) -> Result<Sent, ChannelError> {
+    pub(super) fn try_send(
+        &self,
+        packet: &Packet<'_>,
+        size: usize,
+        replay: Replay,
+    ) -> Result<Sent, ChannelError> {
         let mut outgoing = lock(&self.outgoing);
         if outgoing.state != State::Open && !self.ready(&mut outgoing)? {
             return Ok(Sent::NoRoom);

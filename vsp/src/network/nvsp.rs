@@ -22,6 +22,8 @@ const RECEIVE_TRAILER: u32 = 36;
 const RECEIVE_ALIGNMENT: u32 = 64;
 /// Every answer of the device fits into this, however short frames are.
 const SMALLEST_SECTION: u32 = 1024;
+/// The same, in bytes of an answer.
+pub(super) const LONGEST_ANSWER: usize = SMALLEST_SECTION as usize;
 /// Fewer sections than this are no receive buffer.
 const SECTIONS_AT_LEAST: u32 = 16;
 /// More than this are not used.

@@ -23,7 +23,7 @@ use vmbus_ringbuf::TransferRange;
 use super::device::{Device, Effect, LONGEST_CONTROL, Link, Stage};
 use super::memory::SharedBuffer;
 use super::nic::Nic;
-use super::nvsp::{BufferName, Nvsp, SEND_SECTION, Step};
+use super::nvsp::{BufferName, LONGEST_ANSWER, Nvsp, SEND_SECTION, Step};
 use super::objects;
 use super::saved::{SavedDevice, SavedSession};
 use super::switch::Batch;
@@ -117,7 +117,8 @@ impl NetworkSession {
         }
         let mut primary = Primary::new(&nic);
         saved.device.as_ref()?.restore(&mut primary.device, nic.limits.max_queues)?;
-        primary.waiting = saved.waiting.iter().cloned().map(Waiting::Control).collect();
+        let waiting = saved.waiting.iter().filter(|message| message.len() <= LONGEST_ANSWER);
+        primary.waiting = waiting.cloned().map(Waiting::Control).collect();
         primary.told.connected = saved.connected;
         primary.has_table = nvsp.sub_channels() > 0;
         saved.chains()?;
@@ -539,8 +540,7 @@ impl Waiting {
                 }
                 sent
             }
-            // It waits for its turn in `send`.
-            Self::Table => Ok(false),
+            Self::Table => channel.try_notify(&table(nic, nvsp)),
         }
     }
 
@@ -555,16 +555,18 @@ impl Waiting {
                 let placed = Placed { nic, name: Some(name) };
                 placed.send(set_id, range, nvsp, channel).await
             }
-            Self::Table => {
-                let channels = nic.channels.load(Ordering::Acquire).max(1);
-                let table = std::array::from_fn::<u32, INDIRECTION_ENTRIES, _>(|entry| {
-                    u32::try_from(entry % channels).unwrap_or(0)
-                });
-                let version = nvsp.version().unwrap_or(Version::V5);
-                channel.notify(&Message::IndirectionTable { table }.encode(version)).await
-            }
+            Self::Table => channel.notify(&table(nic, nvsp)).await,
         }
     }
+}
+
+/// The table of channels for flows from the guest.
+fn table(nic: &Nic, nvsp: &Nvsp) -> Encoded {
+    let channels = nic.channels.load(Ordering::Acquire).max(1);
+    let table = std::array::from_fn::<u32, INDIRECTION_ENTRIES, _>(|entry| {
+        u32::try_from(entry % channels).unwrap_or(0)
+    });
+    Message::IndirectionTable { table }.encode(nvsp.version().unwrap_or(Version::V5))
 }
 
 /// A message in a section, which is free again if it is not sent.

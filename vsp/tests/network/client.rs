@@ -70,12 +70,30 @@ impl World {
 
     /// The guest's root gives it to another one, as bytes, with a NIC of its own at the same switch.
     pub(crate) async fn moves(&mut self) {
-        let partition = self.root.status().await.partitions[0].id;
-        let bytes = timeout(LONG, self.root.save(partition)).await.expect("it saves").unwrap().encode();
+        let bytes = self.save().await;
         let (next, adapter) = root(&self.switch, &self.settings);
         let saved = SavedPartition::decode(&bytes).unwrap();
         next.restore(saved, Arc::clone(&self.end) as _).unwrap();
         (self.root, self.adapter) = (next, adapter);
+    }
+
+    /// The guest's root leaves it, as bytes.
+    pub(crate) async fn save(&self) -> Vec<u8> {
+        let partition = self.root.status().await.partitions[0].id;
+        timeout(LONG, self.root.save(partition)).await.expect("it saves").unwrap().encode()
+    }
+
+    /// Lets another root take up what may be forged, frames come, and lets it go. Whether it took it.
+    pub(crate) async fn restore(&self, bytes: &[u8]) -> bool {
+        let (next, _adapter) = root(&self.switch, &self.settings);
+        let restored =
+            SavedPartition::decode(bytes).and_then(|saved| next.restore(saved, Arc::clone(&self.end) as _));
+        let Ok(partition) = restored else { return false };
+        assert!(next.status().await.partitions.len() <= 1);
+        self.peer.send([&frame(NIC, PEER, 1, 300)]);
+        next.detach(partition);
+        timeout(LONG, next.run_until(async {})).await.expect("it leaves");
+        true
     }
 
     pub(crate) async fn open(&self) -> Driver {
@@ -94,7 +112,7 @@ impl World {
 
 /// Somebody else at the switch.
 pub(crate) struct Peer {
-    pub(crate) connection: Connection,
+    pub(crate) connection: Arc<Connection>,
     seen: Arc<Seen>,
 }
 
@@ -121,6 +139,7 @@ impl Peer {
     pub(crate) fn with(switch: &Switch, capabilities: PortCapabilities) -> Self {
         let seen = Arc::new(Seen(Mutex::default(), capabilities));
         let connection = switch.connect(Arc::clone(&seen), PortSettings::new("peer")).unwrap();
+        let connection = Arc::new(connection);
         Self { connection, seen }
     }
 

@@ -1,7 +1,7 @@
 //! A NIC in use moves from root to root, and its guest notices nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::time::timeout;
 use vmbus_core::network::nvsp::{Message, Status};
@@ -9,7 +9,7 @@ use vmbus_core::network::{Oid, rndis};
 use vmbus_vsp::network::Link;
 
 use crate::client::{Arrived, LONG, NIC, PEER, World, frame};
-use crate::scaling::scale;
+use crate::scaling::{scale, table};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nic_goes_on_with_what_its_guest_has_set_and_holds() {
@@ -122,4 +122,46 @@ async fn a_link_that_changed_meanwhile_is_told() {
     let told = driver.hear().await;
     let expected = rndis::Message::IndicateStatus { status: rndis::Status::MEDIA_DISCONNECT, data: &[] };
     assert_eq!(rndis::Message::parse(&told).unwrap(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn saved_bytes_that_somebody_has_changed_are_refused_or_do_no_harm() {
+    let panics = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&panics);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name().is_some_and(|name| name.contains("tokio")) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        before(info);
+    }));
+    let world = World::new().await;
+    let driver = world.running().await;
+    let _subs = scale(&world, &driver, 1).await;
+    table(&driver).await;
+    let mut kept = Vec::new();
+    for number in 0..5 {
+        world.peer.send([&frame(NIC, PEER, number, 100)]);
+        kept.push(driver.arrive().await);
+    }
+    let bytes = world.save().await;
+    let (mut refused, mut taken) = (0, 0);
+    let mut dice = 4711_u64;
+    let mut roll = |sides: usize| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) as usize % sides
+    };
+    for _ in 0..300 {
+        let mut forged = bytes.clone();
+        for _ in 0..=roll(3) {
+            let at = roll(forged.len());
+            forged[at] = if roll(2) == 0 { roll(8) as u8 } else { roll(256) as u8 };
+        }
+        match world.restore(&forged).await {
+            true => taken += 1,
+            false => refused += 1,
+        }
+    }
+    assert!(refused > 10 && taken > 10, "{refused} refused, {taken} taken");
+    assert_eq!(panics.load(Ordering::Relaxed), 0, "somebody panicked");
 }

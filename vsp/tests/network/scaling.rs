@@ -27,7 +27,7 @@ pub(crate) async fn scale(world: &World, driver: &Driver, count: u16) -> Vec<Dri
 }
 
 /// The next table that the host sends.
-async fn table(driver: &Driver) -> [u32; 16] {
+pub(crate) async fn table(driver: &Driver) -> [u32; 16] {
     loop {
         let request = timeout(LONG, driver.channel.recv()).await.expect("a table").unwrap().unwrap();
         assert!(!request.wants_completion());

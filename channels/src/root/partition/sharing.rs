@@ -54,7 +54,7 @@ impl Partition {
         if self.lists.recall(relid, gpadl) {
             self.list_released(relid, gpadl);
         } else if let Some(channel) = self.open.get(&relid) {
-            channel.core.nudge();
+            channel.core.stir();
         }
     }
 
