@@ -11,6 +11,7 @@ pub mod disk;
 pub mod frames;
 pub mod network;
 pub mod nic;
+pub mod nic_client;
 pub mod pages;
 pub mod pair;
 pub mod saved_client;
@@ -30,6 +31,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("control", control::run),
     ("network", network::run),
     ("nic", nic::run),
+    ("nic_client", nic_client::run),
     ("pages", pages::run),
     ("pair", pair::run),
     ("saved_client", saved_client::run),

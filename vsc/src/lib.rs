@@ -4,8 +4,12 @@
 //! and shared [`Buffer`](vmbus_channels::Buffer)s. [`DiskQueue`] is the same for a thread that polls.
 //!
 //! [`Nic`] is a guest's network card: frames in batches both ways, received where the provider has put them.
-//! [`NicQueue`] is one of its queues for a thread.
+//! [`NicQueue`] is one of its queues for a thread; with the feature `smoltcp`, `NicDevice` is that as a stack's device.
 #![forbid(unsafe_code)]
+
+/// A network client without a bus.
+#[cfg(feature = "test-utils")]
+pub use network::bare;
 
 mod network;
 mod storage;
@@ -14,4 +18,6 @@ pub use network::{
     FrameView, Link, Nic, NicError, NicInfo, NicOptions, NicQueue, NicStatistics, Offloads, ReceiveInfo,
     ReceivedFrame, TransmitInfo,
 };
+#[cfg(feature = "smoltcp")]
+pub use network::{NicDevice, Received, Sending};
 pub use storage::{Controller, Disk, DiskError, DiskInfo, DiskQueue, DiskRequest};

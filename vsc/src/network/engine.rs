@@ -267,6 +267,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a frame of the MTU would be taken now.
+    pub(super) fn has_room(&self) -> bool {
+        self.transmit.as_ref().is_some_and(Transmit::has_room_for_any)
+    }
+
     /// Makes what was pushed ready to be sent.
     pub(super) fn seal(&mut self) {
         if let Some(transmit) = &mut self.transmit {

@@ -4,6 +4,8 @@
 //! [`conversation`] says what is said to the provider, without I/O; [`receive`] and [`transmit`] are frames in shared
 //! memory; [`engine`] is one channel of both, without waits. [`Nic`] and [`NicQueue`] wait.
 
+#[cfg(feature = "test-utils")]
+pub mod bare;
 mod conversation;
 mod engine;
 mod error;
@@ -13,6 +15,8 @@ mod nic;
 mod options;
 mod queue;
 mod receive;
+#[cfg(feature = "smoltcp")]
+mod stack;
 mod tags;
 mod transmit;
 
@@ -23,4 +27,6 @@ pub use nic::Nic;
 pub use options::{NicInfo, NicOptions, Offloads};
 pub use queue::NicQueue;
 pub use receive::{FrameView, ReceiveInfo, ReceivedFrame};
+#[cfg(feature = "smoltcp")]
+pub use stack::{NicDevice, Received, Sending};
 pub use transmit::TransmitInfo;

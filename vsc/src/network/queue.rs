@@ -83,6 +83,11 @@ impl NicQueue {
         }
     }
 
+    /// Whether a frame of the MTU would be taken now.
+    pub fn has_room(&self) -> bool {
+        self.engine.has_room()
+    }
+
     /// Sends what was pushed, as far as there is room in the ring, with one signal at most. Never waits; what found no
     /// room is sent by the next call, or while [`wait`](Self::wait) waits.
     ///

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use smallvec::SmallVec;
 use vmbus_channels::{Buffer, Request};
+use vmbus_core::memory::SharedMemory;
 use vmbus_core::network::rndis::{HEADER_SIZE, PACKET_HEADER_SIZE, PacketHeader};
 use vmbus_core::network::{LargeSend, PacketInfo, PacketInfoList, ReceiveChecksum, RscFragment, Vlan, Way};
 
@@ -79,8 +80,8 @@ impl Pieces {
 /// Where a frame is: parts of the buffer, one but for coalesced ones.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Place {
-    parts: SmallVec<[(u32, u32); 1]>,
-    len: usize,
+    pub(super) parts: SmallVec<[(u32, u32); 1]>,
+    pub(super) len: usize,
     info: ReceiveInfo,
 }
 
@@ -120,40 +121,63 @@ impl Packet {
     }
 
     /// Visits the frames in it; gives how many messages were none.
-    pub(super) fn visit(&self, mut each: impl FnMut(Place)) -> u64 {
-        let mut malformed = 0;
-        let mut coalescing = Coalescing::default();
-        for &range in self.ranges() {
-            match find(&self.pieces.buffer, self.piece_size, range) {
-                Ok((place, None)) => each(place),
-                Ok((place, Some(fragment))) => match coalescing.add(place, fragment) {
-                    Ok(Some(whole)) => each(whole),
-                    Ok(None) => {}
-                    Err(Malformed) => malformed += 1,
-                },
-                Err(Malformed) => malformed += 1,
-            }
-        }
-        malformed + u64::from(coalescing.begun.is_some())
+    pub(super) fn visit(&self, each: impl FnMut(Place)) -> u64 {
+        let buffer = &self.pieces.buffer;
+        visit(buffer.mapping(), buffer.len(), self.piece_size, self.ranges(), each)
     }
 
     /// Copies the messages about the device out; gives how many were none.
-    pub(super) fn control(&self, mut each: impl FnMut(&[u8])) -> u64 {
-        let mut malformed = 0;
-        for &(offset, len) in self.ranges() {
-            let fits = check(&self.pieces.buffer, self.piece_size, (offset, len));
-            if fits.is_err() || len > LONGEST_CONTROL || (len as usize) < HEADER_SIZE {
-                malformed += 1;
-                continue;
-            }
-            let mut message = vec![0; len as usize];
-            match self.pieces.buffer.read(offset as usize, &mut message) {
-                Ok(()) => each(&message),
-                Err(_) => malformed += 1,
-            }
-        }
-        malformed
+    pub(super) fn control(&self, each: impl FnMut(&[u8])) -> u64 {
+        let buffer = &self.pieces.buffer;
+        control(buffer.mapping(), buffer.len(), self.piece_size, self.ranges(), each)
     }
+}
+
+/// Visits the frames in these ranges of the first `len` bytes of `memory`; gives how many messages were none.
+pub(super) fn visit(
+    memory: &impl SharedMemory,
+    len: usize,
+    piece_size: u32,
+    ranges: &[(u32, u32)],
+    mut each: impl FnMut(Place),
+) -> u64 {
+    let mut malformed = 0;
+    let mut coalescing = Coalescing::default();
+    for &range in ranges {
+        match find(memory, len, piece_size, range) {
+            Ok((place, None)) => each(place),
+            Ok((place, Some(fragment))) => match coalescing.add(place, fragment) {
+                Ok(Some(whole)) => each(whole),
+                Ok(None) => {}
+                Err(Malformed) => malformed += 1,
+            },
+            Err(Malformed) => malformed += 1,
+        }
+    }
+    malformed + u64::from(coalescing.begun.is_some())
+}
+
+/// Copies the messages about the device in these ranges out; gives how many were none.
+pub(super) fn control(
+    memory: &impl SharedMemory,
+    len: usize,
+    piece_size: u32,
+    ranges: &[(u32, u32)],
+    mut each: impl FnMut(&[u8]),
+) -> u64 {
+    let mut malformed = 0;
+    for &range in ranges {
+        let (offset, message_len) = range;
+        let fits = check(len, piece_size, range).is_ok() && message_len <= LONGEST_CONTROL;
+        if !fits || (message_len as usize) < HEADER_SIZE {
+            malformed += 1;
+            continue;
+        }
+        let mut message = vec![0; message_len as usize];
+        memory.read(offset as usize, &mut message);
+        each(&message);
+    }
+    malformed
 }
 
 /// A frame of coalesced segments that has begun.
@@ -189,15 +213,16 @@ impl Coalescing {
 }
 
 /// Whether a range is within one piece, as far as a client can know.
-fn check(buffer: &Buffer, piece_size: u32, (offset, len): (u32, u32)) -> Result<(), Malformed> {
+fn check(buffer: usize, piece_size: u32, (offset, len): (u32, u32)) -> Result<(), Malformed> {
     let end = (offset as usize).checked_add(len as usize).ok_or(Malformed)?;
-    if end <= buffer.len() && len <= piece_size { Ok(()) } else { Err(Malformed) }
+    if end <= buffer && len <= piece_size { Ok(()) } else { Err(Malformed) }
 }
 
 /// The frame of the message in this range.
 #[inline]
 fn find(
-    buffer: &Buffer,
+    memory: &impl SharedMemory,
+    buffer: usize,
     piece_size: u32,
     (offset, len): (u32, u32),
 ) -> Result<(Place, Option<RscFragment>), Malformed> {
@@ -205,7 +230,7 @@ fn find(
     let (at, len) = (offset as usize, len as usize);
     let mut head = [0; HEAD];
     let there = len.min(HEAD);
-    buffer.read(at, &mut head[..there]).map_err(|_| Malformed)?;
+    memory.read(at, &mut head[..there]);
     let header = head[..there].first_chunk::<PACKET_HEADER_SIZE>().ok_or(Malformed)?;
     let header = PacketHeader::parse(header, len).map_err(|_| Malformed)?.ok_or(Malformed)?;
     if header.frame.is_empty() {
@@ -215,7 +240,7 @@ fn find(
         Some(info) => read_info(info)?,
         None if header.info.len() <= LONGEST_INFO => {
             let mut info = vec![0; header.info.len()];
-            buffer.read(at + header.info.start, &mut info).map_err(|_| Malformed)?;
+            memory.read(at + header.info.start, &mut info);
             read_info(&info)?
         }
         None => return Err(Malformed),

@@ -189,6 +189,13 @@ impl Transmit {
         Ok(())
     }
 
+    /// Whether a frame of the MTU finds room.
+    pub(super) fn has_room_for_any(&self) -> bool {
+        let large = self.large.as_ref().is_some_and(|large| !large.free.is_empty());
+        let fits = PACKET_HEADER_SIZE + self.longest_frame <= self.most;
+        !self.small.free.is_empty() && (fits || large)
+    }
+
     fn has_room(&self, slot: u32) -> bool {
         self.small.loads[slot as usize].frames < self.agreement.max_messages
     }

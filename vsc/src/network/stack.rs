@@ -1,0 +1,141 @@
+//! A NIC's queue as the device of a smoltcp stack.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+
+use super::error::NicError;
+use super::options::ETHERNET_HEADER;
+use super::queue::NicQueue;
+use super::transmit::TransmitInfo;
+
+/// Frames taken from the NIC at a time stay here until the stack wants them.
+const SPARE: usize = 64;
+
+/// A [`NicQueue`] for a smoltcp `Interface`: poll the interface, then [`wait`](Self::wait) for as long as it may.
+///
+/// Checksums are computed and looked at by the stack.
+#[derive(Debug)]
+pub struct NicDevice {
+    queue: NicQueue,
+    came: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    scratch: Vec<u8>,
+    failure: Option<NicError>,
+}
+
+impl NicDevice {
+    /// The device over this queue.
+    pub fn new(queue: NicQueue) -> Self {
+        Self { queue, came: VecDeque::new(), spare: Vec::new(), scratch: Vec::new(), failure: None }
+    }
+
+    /// The queue itself.
+    pub fn queue(&mut self) -> &mut NicQueue {
+        &mut self.queue
+    }
+
+    /// Waits until there may be something for the stack to do, or `timeout` has passed.
+    ///
+    /// # Errors
+    /// [`NicError::Channel`]: the bus is gone. What went wrong while the stack was polled is told here, once.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), NicError> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        if self.came.is_empty() {
+            self.queue.wait(timeout)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) {
+        let Self { queue, came, spare, failure, .. } = self;
+        let taken = queue.receive(|frame| {
+            let mut bytes = spare.pop().unwrap_or_default();
+            bytes.resize(frame.len(), 0);
+            // One that went with its root is none.
+            if frame.read(0, &mut bytes).is_ok() {
+                came.push_back(bytes);
+            }
+        });
+        if let Err(error) = taken {
+            failure.get_or_insert(error);
+        }
+    }
+}
+
+impl Device for NicDevice {
+    type RxToken<'a> = Received<'a>;
+    type TxToken<'a> = Sending<'a>;
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        let longest = self.queue.info().mtu.saturating_add(ETHERNET_HEADER);
+        capabilities.max_transmission_unit = usize::try_from(longest).unwrap_or(usize::MAX);
+        capabilities
+    }
+
+    fn receive(&mut self, _timestamp: Instant) -> Option<(Received<'_>, Sending<'_>)> {
+        if self.came.is_empty() {
+            self.take();
+        }
+        // An answer needs room, too.
+        if !self.queue.has_room() {
+            return None;
+        }
+        let bytes = self.came.pop_front()?;
+        let Self { queue, spare, scratch, failure, .. } = self;
+        Some((Received { bytes, spare }, Sending { queue, scratch, failure }))
+    }
+
+    fn transmit(&mut self, _timestamp: Instant) -> Option<Sending<'_>> {
+        if !self.queue.has_room() {
+            self.take();
+        }
+        let Self { queue, scratch, failure, .. } = self;
+        queue.has_room().then_some(Sending { queue, scratch, failure })
+    }
+}
+
+/// A frame for the stack.
+#[derive(Debug)]
+pub struct Received<'a> {
+    bytes: Vec<u8>,
+    spare: &'a mut Vec<Vec<u8>>,
+}
+
+impl phy::RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, look: F) -> R {
+        let result = look(&self.bytes);
+        if self.spare.len() < SPARE {
+            self.spare.push(self.bytes);
+        }
+        result
+    }
+}
+
+/// Room for a frame of the stack.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    queue: &'a mut NicQueue,
+    scratch: &'a mut Vec<u8>,
+    failure: &'a mut Option<NicError>,
+}
+
+impl phy::TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
+        self.scratch.clear();
+        self.scratch.resize(len, 0);
+        let result = fill(self.scratch);
+        let pushed = self.queue.push(self.scratch, &TransmitInfo::default());
+        let sent = pushed.and_then(|_| self.queue.submit());
+        if let Err(error) = sent {
+            self.failure.get_or_insert(error);
+        }
+        result
+    }
+}
