@@ -6,6 +6,8 @@
 mod comparison;
 mod crowd;
 mod doorbell;
+mod frames;
+mod net;
 mod noise;
 mod peer;
 mod place;
@@ -34,6 +36,8 @@ enum What {
     Doorbell(Settings),
     /// Reads from a memory disk, served by another process
     Storage(storage::Arguments),
+    /// Frames from one guest to another through a switch, beside sockets
+    Net(Settings),
     /// What one more channel costs on a bus with many
     Scale(Settings),
     /// What a guest that follows no rule does to the latency of others
@@ -76,6 +80,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Ring(settings) => ring::measure(settings),
         What::Doorbell(settings) => doorbell::measure(settings),
         What::Storage(arguments) => storage::measure(arguments),
+        What::Net(settings) => net::measure(settings),
         What::Scale(settings) => scale::measure(settings),
         What::Noise(settings) => noise::measure(settings),
         What::Peer(arguments) => peer::run(arguments),

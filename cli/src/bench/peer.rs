@@ -1,7 +1,7 @@
 //! The other process of a measurement: this program again, with a processor of its own.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ use vmbus_vsp::storage::{Lun, Memory, StorageController};
 
 use super::doorbell::{self, Lines};
 use super::noise::{self, Noise};
-use super::{crowd, place};
+use super::{crowd, frames, place};
 
 /// The class of the device that gives every request's payload back.
 pub(super) const ECHO: Guid = guid!("5a0e9c1d-7a54-4d0f-8f0b-2c1f6f0f3b11");
@@ -48,6 +48,14 @@ enum Role {
     Guest { socket: PathBuf, name: String, channels: usize },
     /// A guest that follows no rule
     Noise { socket: PathBuf, how: Noise },
+    /// A root with a switch and a NIC for each of two guests
+    Switch { socket: PathBuf },
+    /// A guest that counts the frames it gets
+    Counting { socket: PathBuf },
+    /// Passes packets on from its standard input to its standard output
+    Relay,
+    /// Counts packets
+    Sink,
     /// Answers on bare lines of shared memory
     Lines { memory: PathBuf },
     /// Waits for the eventfd that is its standard input, answers on the one that is its standard output
@@ -63,6 +71,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Role::Many { socket, devices } => crowd::serve(socket, *devices),
         Role::Guest { socket, name, channels } => crowd::join(socket, name, *channels),
         Role::Noise { socket, how } => noise::make(socket, *how),
+        Role::Switch { socket } => frames::switch(socket),
+        Role::Counting { socket } => frames::count(socket),
+        Role::Relay => frames::relay(),
+        Role::Sink => frames::sink(),
         Role::Lines { memory } => {
             let file = File::options().read(true).write(true).open(memory)?;
             doorbell::answer_on_lines(&Lines::over(Memfd::from_peer(OwnedFd::from(file))?.map_all()?));
@@ -141,6 +153,37 @@ impl Peer {
         let mut command = command(processor)?;
         command.arg("many").arg(socket).arg(devices.to_string());
         Self::serving(command, socket)
+    }
+
+    /// A root with a switch.
+    pub(super) fn switch(socket: &Path, processor: usize) -> Result<Self> {
+        let mut command = command(processor)?;
+        command.arg("switch").arg(socket);
+        Self::serving(command, socket)
+    }
+
+    /// A guest that counts frames; returns when it does.
+    pub(super) fn counting(socket: &Path, processor: usize) -> Result<Self> {
+        let mut command = command(processor)?;
+        command.arg("counting").arg(socket).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut peer = Self::start(&mut command)?;
+        let output = peer.0.stdout.take().context("its output")?;
+        let mut said = String::new();
+        std::io::BufReader::new(output).read_line(&mut said)?;
+        if said.is_empty() {
+            bail!("the other guest did not join");
+        }
+        Ok(peer)
+    }
+
+    /// What passes packets on.
+    pub(super) fn relay(input: OwnedFd, output: OwnedFd, processor: usize) -> Result<Self> {
+        Self::start(command(processor)?.arg("relay").stdin(input).stdout(output))
+    }
+
+    /// What counts packets and answers.
+    pub(super) fn sink(input: OwnedFd, output: OwnedFd, processor: usize) -> Result<Self> {
+        Self::start(command(processor)?.arg("sink").stdin(input).stdout(output))
     }
 
     /// A guest that makes noise of one kind.
