@@ -256,7 +256,6 @@ fn run(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
     fn each_port_gets_what_the_model_says(steps in prop::collection::vec(step(), 1..60)) {
         run(steps);

@@ -18,11 +18,11 @@ impl Work {
     pub(super) fn deliver(&mut self, ports: &Ports, link: &Link, arena: &mut Arena, now: u64) -> u64 {
         let mut copies = 0;
         if self.floods.is_empty() {
-            let receivers = std::mem::take(&mut self.receivers);
-            for &slot in &receivers {
-                copies += ports.member(slot).map_or(0, |member| self.deliver_own(member, arena, now));
+            // By index: the list stays in place, from which the next batch knows what to clear.
+            for index in 0..self.receivers.len() {
+                let member = ports.member(self.receivers[index]);
+                copies += member.map_or(0, |member| self.deliver_own(member, arena, now));
             }
-            self.receivers = receivers;
         } else if let Some(sender) = ports.member(link.slot) {
             for receiver in ports.members.iter().flatten().filter(|member| member.link.slot != link.slot) {
                 copies += self.deliver_with_floods(sender, receiver, arena, now);
