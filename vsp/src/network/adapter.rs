@@ -23,8 +23,7 @@ const COMPLETION_ROOM: usize = 40;
 /// A NIC at a switch, to be given to `Root::offer`.
 ///
 /// It is one guest's at a time: the first's that comes, until it leaves, without [`only_for`](Self::only_for) and
-/// [`for_each_guest`](Self::for_each_guest). A port of
-/// the switch is there while a guest has it open.
+/// [`for_each_guest`](Self::for_each_guest). A port of the switch is there while a guest has it open.
 #[derive(Debug)]
 pub struct NetworkAdapter {
     identity: Identity,
@@ -35,8 +34,8 @@ pub struct NetworkAdapter {
     port: PortSettings,
     each: Option<EachGuest>,
     state: Arc<AdapterState>,
-    /// What the channels of guests share that were restored here, until they leave.
-    restored: Mutex<HashMap<u32, Arc<Nic>>>,
+    /// What the channels of guests share that were restored here, as long as the primary ones are open.
+    restored: Mutex<HashMap<u32, Weak<Nic>>>,
 }
 
 /// What the NIC of a guest is, where each guest has one.
@@ -194,11 +193,11 @@ impl Provider for NetworkAdapter {
         // The primary channel comes first, and with it what all of the guest's channels share.
         let nic = if open.subchannel_index == 0 {
             let nic = self.connect(client)?;
-            restored.insert(client.id, Arc::clone(&nic));
+            restored.insert(client.id, Arc::downgrade(&nic));
             nic
         } else {
-            let nic = restored.get(&client.id);
-            Arc::clone(nic.ok_or_else(|| Refusal::new("the primary channel was not restored"))?)
+            let nic = restored.get(&client.id).and_then(Weak::upgrade);
+            nic.ok_or_else(|| Refusal::new("the primary channel was not restored"))?
         };
         NetworkSession::restored(nic, saved, open).ok_or_else(none)
     }

@@ -64,6 +64,14 @@ async fn a_nic_goes_on_with_what_its_guest_has_set_and_holds() {
     assert_eq!(driver.receive(again.len()).await, again, "no section is lost");
     assert_eq!(driver.transmit(7, &frame(PEER, NIC, 1, 60), &[]).await, Status::SUCCESS);
     assert_eq!(world.peer.sees(1).await.len(), 1);
+    drop(driver);
+    timeout(LONG, async {
+        while world.switch.ports().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("a NIC that was restored and closed is no port");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
