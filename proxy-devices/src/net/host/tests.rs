@@ -287,3 +287,68 @@ fn a_guest_that_makes_up_clients_is_lent_no_more_than_the_pool() {
     assert!(lent <= POOL as usize && lent > 1000, "{lent}");
     assert!(asked.server.lent() <= POOL as usize);
 }
+
+/// Numbers that look random and are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.roll() % u64::try_from(bound).unwrap()).unwrap()
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.roll().to_le_bytes()[3]
+    }
+}
+
+#[test]
+fn whatever_a_guest_sends_the_host_lives_and_never_says_more_than_it_was_asked() {
+    // What a well-behaved client sends, to begin with something that is looked into.
+    let mut seeds: Vec<Vec<u8>> = Vec::new();
+    let mut world = World::new();
+    for _ in 0..20 {
+        world.now += STEP;
+        let now = Instant::from_micros(i64::try_from(world.now.as_micros()).unwrap());
+        world.interface.poll(now, &mut world.card, &mut world.sockets);
+        for frame in std::mem::take(&mut world.card.sent) {
+            world.host.take(world.now, &frame);
+            seeds.push(frame);
+        }
+        world.host.work(world.now);
+        world.card.received.extend(std::iter::from_fn(|| world.host.answer()));
+    }
+    let mut arp =
+        [&[0xff; 6][..], &client_mac(1).0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &client_mac(1).0].concat();
+    arp.extend([10, 0, 0, 9, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
+    seeds.push(arp);
+    assert!(seeds.len() >= 2);
+
+    let mut dice = Dice(0x5eed);
+    let (mut asked, mut answered) = (0, 0);
+    for _ in 0..20_000 {
+        let mut frame = seeds[dice.below(seeds.len())].clone();
+        for _ in 0..dice.below(6) {
+            let at = dice.below(frame.len());
+            frame[at] = dice.byte();
+        }
+        match dice.below(8) {
+            0 => frame.truncate(dice.below(frame.len() + 1)),
+            1 => frame.resize(frame.len() + dice.below(2000), dice.byte()),
+            _ => {}
+        }
+        world.now += Duration::from_millis(1);
+        world.host.take(world.now, &frame);
+        asked += 1;
+        world.host.work(world.now);
+        answered += std::iter::from_fn(|| world.host.answer()).count();
+    }
+    // Each frame has one answer, or makes the host look for a neighbour, which it does once a second.
+    assert!(answered > 1000 && answered <= asked + 100, "{answered} answers to {asked} frames");
+}
