@@ -59,30 +59,32 @@ impl DhcpServer {
         self.leases.len()
     }
 
-    /// Answers what came to port 67; `None` where the protocol wants no answer. A name that a client gives with a
-    /// lease is entered into `names`.
+    /// Answers what came to port 67 from a card; `None` where the protocol wants no answer, and where the request is in
+    /// the name of another card. A name that a client gives with a lease is entered into `names`, until the address is
+    /// another's or nobody's.
     pub(super) fn answer(
         &mut self,
         now: Duration,
+        from: EthernetAddress,
         request: &[u8],
         names: &mut Names,
     ) -> Option<(Vec<u8>, Destination)> {
         let packet = DhcpPacket::new_checked(request).ok()?;
         let request = DhcpRepr::parse(&packet).ok()?;
-        if !request.relay_agent_ip.is_unspecified() {
+        let client = request.client_hardware_address;
+        if !request.relay_agent_ip.is_unspecified() || client != from {
             return None;
         }
-        let client = request.client_hardware_address;
         match request.message_type {
             DhcpMessageType::Discover => {
                 let address = self.choose(now, client, request.requested_ip)?;
-                self.lend(address, client, now + OFFER);
+                self.lend(address, client, now + OFFER, names);
                 self.reply(&request, DhcpMessageType::Offer, address)
             }
             DhcpMessageType::Request => {
                 if request.server_identifier.is_some_and(|server| server != self.network.address()) {
                     // It has taken somebody else's offer.
-                    self.leases.retain(|_, lease| lease.client != Some(client));
+                    self.end_leases(names, |_, lease| lease.client == Some(client));
                     return None;
                 }
                 let renewing = Some(request.client_ip).filter(|address| !address.is_unspecified());
@@ -90,7 +92,7 @@ impl DhcpServer {
                 if self.choose(now, client, Some(wanted)) != Some(wanted) {
                     return self.reply(&request, DhcpMessageType::Nak, Ipv4Addr::UNSPECIFIED);
                 }
-                self.lend(wanted, client, now + LEASE);
+                self.lend(wanted, client, now + LEASE, names);
                 let name = packet.options().find(|option| option.kind == HOST_NAME);
                 if let Some(name) = name.and_then(|name| std::str::from_utf8(name.data).ok()) {
                     names.lease(name, wanted);
@@ -98,15 +100,17 @@ impl DhcpServer {
                 self.reply(&request, DhcpMessageType::Ack, wanted)
             }
             DhcpMessageType::Release => {
-                self.leases
-                    .retain(|address, lease| *address != request.client_ip || lease.client != Some(client));
-                names.forget(request.client_ip);
+                self.end_leases(names, |address, lease| {
+                    address == request.client_ip && lease.client == Some(client)
+                });
                 None
             }
             DhcpMessageType::Decline => {
-                let declined = self.leases.get_mut(&request.requested_ip?)?;
+                let address = request.requested_ip?;
+                let declined = self.leases.get_mut(&address)?;
                 if declined.client == Some(client) {
                     *declined = Lease { client: None, until: now + LEASE };
+                    names.forget(address);
                 }
                 None
             }
@@ -130,10 +134,21 @@ impl DhcpServer {
             .or_else(|| self.pool().find(is_free))
     }
 
-    fn lend(&mut self, address: Ipv4Addr, client: EthernetAddress, until: Duration) {
+    fn lend(&mut self, address: Ipv4Addr, client: EthernetAddress, until: Duration, names: &mut Names) {
         // A client has one address; the pool bounds how many there are.
-        self.leases.retain(|other, lease| *other == address || lease.client != Some(client));
+        self.end_leases(names, |other, lease| (other == address) != (lease.client == Some(client)));
         self.leases.insert(address, Lease { client: Some(client), until });
+    }
+
+    /// Ends those leases, and takes their holders' names away.
+    fn end_leases(&mut self, names: &mut Names, which: impl Fn(Ipv4Addr, &Lease) -> bool) {
+        self.leases.retain(|address, lease| {
+            let ends = which(*address, lease);
+            if ends {
+                names.forget(*address);
+            }
+            !ends
+        });
     }
 
     /// The addresses that may be lent: those of the network, without the first, the last and our own.

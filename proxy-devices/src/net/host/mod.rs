@@ -1,6 +1,7 @@
 //! A small computer that is built in: it answers ARP, neighbour discovery, ping, DHCP and DNS, so that guests of a switch
 //! find addresses and names without anything on the host.
 
+mod datagram;
 mod dhcp;
 mod names;
 mod stack;

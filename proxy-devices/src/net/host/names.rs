@@ -65,7 +65,7 @@ impl Names {
         self.leased.retain(|_, holder| *holder != address);
     }
 
-    fn find(&self, name: &str) -> Option<Ipv4Addr> {
+    pub(super) fn find(&self, name: &str) -> Option<Ipv4Addr> {
         let short = name.strip_suffix(DOMAIN).and_then(|name| name.strip_suffix('.'));
         let look = |name: &str| self.fixed.get(name).or_else(|| self.leased.get(name)).copied();
         look(name).or_else(|| short.and_then(look))

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::udp;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint, Ipv4Cidr, Ipv6Address};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Cidr, Ipv6Address};
 
 use super::HostOptions;
+use super::datagram::{Datagram, End};
 use super::dhcp::{Destination, DhcpServer};
 use super::names::Names;
 
@@ -19,10 +19,8 @@ use super::names::Names;
 const LONGEST_FRAME: usize = 9216 + 14;
 /// Most answers that wait to be taken.
 const ANSWERS: usize = 256;
-/// Datagrams that wait at each UDP port.
-const DATAGRAMS: usize = 32;
-/// Longest datagrams: those of DHCP and DNS have 576 and 512 bytes by rights.
-const DATAGRAM: usize = 1472;
+/// Longest questions: those of DHCP and DNS have 576 and 512 bytes by rights.
+const QUESTION: usize = 1472;
 
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
@@ -32,9 +30,9 @@ const DNS: u16 = 53;
 pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
-    dhcp_socket: SocketHandle,
-    dns_socket: SocketHandle,
     wire: Wire,
+    mac: EthernetAddress,
+    network: Ipv4Cidr,
     dhcp: Option<DhcpServer>,
     names: Names,
 }
@@ -50,25 +48,30 @@ impl Stack {
             let _ = addresses.push(IpCidr::Ipv4(network));
             let _ = addresses.push(IpCidr::new(IpAddress::Ipv6(link_local(mac)), 64));
         });
-        let mut sockets = SocketSet::new(Vec::new());
-        let (dhcp_socket, dns_socket) = (listen(&mut sockets, DHCP_SERVER), listen(&mut sockets, DNS));
         let mut names = Names::default();
         names.fix("host", options.address);
         for (name, address) in &options.names {
             names.fix(name, *address);
         }
         let dhcp = options.dhcp.then(|| DhcpServer::new(network, options.mtu));
-        Self { interface, sockets, dhcp_socket, dns_socket, wire, dhcp, names }
+        Self { interface, sockets: SocketSet::new(Vec::new()), wire, mac, network, dhcp, names }
     }
 
     /// Takes a frame.
     pub(super) fn take(&mut self, now: Duration, frame: &[u8]) {
+        if let Some(question) = Datagram::read(frame).filter(|datagram| self.is_question(datagram)) {
+            let answer = match question.to.port {
+                DHCP_SERVER => self.serve_dhcp(now, &question),
+                _ => self.serve_dns(&question),
+            };
+            // What finds no room is lost, as datagrams are.
+            self.wire.outgoing.extend(answer.filter(|_| self.wire.outgoing.len() < ANSWERS));
+            return;
+        }
         self.wire.incoming.clear();
         self.wire.incoming.extend_from_slice(frame);
         self.wire.arrived = true;
         self.interface.poll_ingress_single(instant(now), &mut self.wire, &mut self.sockets);
-        self.serve_dhcp(now);
-        self.serve_dns();
     }
 
     /// Does what is due; the answers are in [`Self::answer`] then. Gives when to come again even if no frame comes.
@@ -82,37 +85,39 @@ impl Stack {
         self.wire.outgoing.pop_front()
     }
 
-    fn serve_dhcp(&mut self, now: Duration) {
-        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.dhcp_socket);
-        while let Ok((request, _)) = socket.recv() {
-            let Some(dhcp) = &mut self.dhcp else { continue };
-            let Some((reply, to)) = dhcp.answer(now, request, &mut self.names) else { continue };
-            let to = match to {
-                Destination::Everybody => Ipv4Addr::BROADCAST,
-                Destination::Client(address) => address,
-            };
-            // What finds no room is lost, as datagrams are.
-            let _ = socket.send_slice(&reply, IpEndpoint::new(to.into(), DHCP_CLIENT));
-        }
+    /// Whether it is for one of the two servers.
+    fn is_question(&self, datagram: &Datagram<'_>) -> bool {
+        let End { mac, address, port } = datagram.to;
+        let to_us = mac == self.mac && address == self.network.address();
+        let to_all =
+            mac.is_broadcast() && (address.is_broadcast() || Some(address) == self.network.broadcast());
+        let for_server = match port {
+            DHCP_SERVER => to_us || to_all,
+            DNS => to_us,
+            _ => false,
+        };
+        for_server && datagram.payload.len() <= QUESTION
     }
 
-    fn serve_dns(&mut self) {
-        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.dns_socket);
-        while let Ok((query, from)) = socket.recv() {
-            if let Some(answer) = self.names.answer(query) {
-                let _ = socket.send_slice(&answer, from);
-            }
-        }
+    fn serve_dhcp(&mut self, now: Duration, request: &Datagram<'_>) -> Option<Vec<u8>> {
+        let client = request.from.mac;
+        let (reply, to) = self.dhcp.as_mut()?.answer(now, client, request.payload, &mut self.names)?;
+        let (mac, address) = match to {
+            Destination::Everybody => (EthernetAddress::BROADCAST, Ipv4Addr::BROADCAST),
+            Destination::Client(address) => (client, address),
+        };
+        Some(self.answer_with(DHCP_SERVER, End { mac, address, port: DHCP_CLIENT }, &reply))
     }
-}
 
-fn listen(sockets: &mut SocketSet<'static>, port: u16) -> SocketHandle {
-    let buffer =
-        || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; DATAGRAMS], vec![0; DATAGRAMS * DATAGRAM]);
-    let mut socket = udp::Socket::new(buffer(), buffer());
-    let bound = socket.bind(port);
-    debug_assert!(bound.is_ok(), "a port that is not 0, on a fresh socket");
-    sockets.add(socket)
+    fn serve_dns(&self, query: &Datagram<'_>) -> Option<Vec<u8>> {
+        let answer = self.names.answer(query.payload)?;
+        Some(self.answer_with(DNS, query.from, &answer))
+    }
+
+    fn answer_with(&self, port: u16, to: End, payload: &[u8]) -> Vec<u8> {
+        let from = End { mac: self.mac, address: self.network.address(), port };
+        Datagram { from, to, payload }.frame()
+    }
 }
 
 fn link_local(mac: EthernetAddress) -> Ipv6Address {

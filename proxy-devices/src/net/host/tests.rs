@@ -8,11 +8,12 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, dns, icmp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    DhcpMessageType, DhcpPacket, DhcpRepr, DnsQueryType, EthernetAddress, Icmpv4Packet, Icmpv4Repr,
-    IpAddress, IpCidr, Ipv4Cidr,
+    DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, DnsQueryType, EthernetAddress, Icmpv4Packet,
+    Icmpv4Repr, IpAddress, IpCidr, Ipv4Cidr,
 };
 
 use super::HostOptions;
+use super::datagram::{Datagram, End};
 use super::dhcp::{Destination, DhcpServer, POOL};
 use super::names::Names;
 use super::stack::Stack;
@@ -171,11 +172,47 @@ fn a_client_gets_an_address_finds_the_host_by_its_name_and_pings_it() {
     );
 }
 
+/// A request without anything in it.
+fn dhcp_request<'a>(client: u32, kind: DhcpMessageType) -> DhcpRepr<'a> {
+    let none = Ipv4Addr::UNSPECIFIED;
+    DhcpRepr {
+        message_type: kind,
+        transaction_id: client,
+        secs: 0,
+        client_hardware_address: client_mac(client),
+        client_ip: none,
+        your_ip: none,
+        server_ip: none,
+        router: None,
+        subnet_mask: None,
+        relay_agent_ip: none,
+        broadcast: true,
+        requested_ip: None,
+        client_identifier: None,
+        server_identifier: None,
+        parameter_request_list: None,
+        dns_servers: None,
+        max_size: None,
+        lease_duration: None,
+        renew_duration: None,
+        rebind_duration: None,
+        additional_options: &[],
+    }
+}
+
+fn bytes_of(request: &DhcpRepr<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; request.buffer_len()];
+    request.emit(&mut DhcpPacket::new_unchecked(&mut bytes)).unwrap();
+    bytes
+}
+
 /// What a client sends, and what it is answered.
 struct Asked<'a> {
     server: &'a mut DhcpServer,
     names: Names,
     now: Duration,
+    /// The card that sends all of it, where it is not each client's own.
+    from: Option<EthernetAddress>,
 }
 
 impl Asked<'_> {
@@ -185,34 +222,18 @@ impl Asked<'_> {
         kind: DhcpMessageType,
         change: impl FnOnce(&mut DhcpRepr<'_>),
     ) -> Option<(DhcpMessageType, Ipv4Addr, Destination)> {
-        let none = Ipv4Addr::UNSPECIFIED;
-        let mut request = DhcpRepr {
-            message_type: kind,
-            transaction_id: client,
-            secs: 0,
-            client_hardware_address: client_mac(client),
-            client_ip: none,
-            your_ip: none,
-            server_ip: none,
-            router: None,
-            subnet_mask: None,
-            relay_agent_ip: none,
-            broadcast: true,
-            requested_ip: None,
-            client_identifier: None,
-            server_identifier: None,
-            parameter_request_list: None,
-            dns_servers: None,
-            max_size: None,
-            lease_duration: None,
-            renew_duration: None,
-            rebind_duration: None,
-            additional_options: &[],
-        };
+        let mut request = dhcp_request(client, kind);
         change(&mut request);
-        let mut bytes = vec![0; request.buffer_len()];
-        request.emit(&mut DhcpPacket::new_unchecked(&mut bytes)).unwrap();
-        let (reply, to) = self.server.answer(self.now, &bytes, &mut self.names)?;
+        self.say(client, &request)
+    }
+
+    fn say(
+        &mut self,
+        client: u32,
+        request: &DhcpRepr<'_>,
+    ) -> Option<(DhcpMessageType, Ipv4Addr, Destination)> {
+        let from = self.from.unwrap_or(client_mac(client));
+        let (reply, to) = self.server.answer(self.now, from, &bytes_of(request), &mut self.names)?;
         let packet = DhcpPacket::new_checked(&reply[..]).unwrap();
         let reply = DhcpRepr::parse(&packet).unwrap();
         assert_eq!(reply.transaction_id, client);
@@ -226,13 +247,23 @@ impl Asked<'_> {
         })
     }
 
+    /// Asks for an address by a name.
+    fn request_named(&mut self, client: u32, address: Ipv4Addr, name: &str) {
+        let options = [DhcpOption { kind: 12, data: name.as_bytes() }];
+        let mut named = dhcp_request(client, DhcpMessageType::Request);
+        named.requested_ip = Some(address);
+        named.additional_options = &options;
+        let acknowledged = self.say(client, &named).map(|(kind, address, _)| (kind, address));
+        assert_eq!(acknowledged, Some((DhcpMessageType::Ack, address)));
+    }
+
     fn request(&mut self, client: u32, address: Ipv4Addr) -> DhcpMessageType {
         self.send(client, DhcpMessageType::Request, |request| request.requested_ip = Some(address)).unwrap().0
     }
 }
 
 fn asked(server: &mut DhcpServer) -> Asked<'_> {
-    Asked { server, names: Names::default(), now: Duration::ZERO }
+    Asked { server, names: Names::default(), now: Duration::ZERO, from: None }
 }
 
 #[test]
@@ -286,6 +317,81 @@ fn a_guest_that_makes_up_clients_is_lent_no_more_than_the_pool() {
     let lent = (0..2 * POOL).filter_map(|client| asked.discover(client)).count();
     assert!(lent <= POOL as usize && lent > 1000, "{lent}");
     assert!(asked.server.lent() <= POOL as usize);
+}
+
+#[test]
+fn a_guest_cannot_take_the_name_or_the_lease_of_another() {
+    let mut server = DhcpServer::new(Ipv4Cidr::new(HOST, 29), None);
+    let mut asked = asked(&mut server);
+    let hers = asked.discover(1).unwrap();
+    asked.request_named(1, hers, "alice");
+    // In its own name, of her address.
+    asked.send(2, DhcpMessageType::Release, |request| request.client_ip = hers);
+    assert_eq!(asked.names.find("alice"), Some(hers));
+    // In her name.
+    asked.from = Some(client_mac(2));
+    for kind in [DhcpMessageType::Release, DhcpMessageType::Decline, DhcpMessageType::Request] {
+        let answer = asked.send(1, kind, |request| {
+            request.client_ip = hers;
+            request.requested_ip = Some(hers);
+            request.server_identifier = Some(Ipv4Addr::new(10, 0, 0, 6));
+        });
+        assert_eq!(answer, None);
+    }
+    asked.from = None;
+    assert_eq!(asked.names.find("alice"), Some(hers));
+    assert_eq!(asked.request(2, hers), DhcpMessageType::Nak, "it is hers still");
+    asked.send(1, DhcpMessageType::Release, |request| request.client_ip = hers);
+    assert_eq!(asked.names.find("alice"), None, "she has gone");
+}
+
+#[test]
+fn an_address_that_is_lent_to_somebody_else_loses_its_name() {
+    let mut server = DhcpServer::new(Ipv4Cidr::new(HOST, 30), None);
+    let mut asked = asked(&mut server);
+    let only = asked.discover(1).unwrap();
+    asked.request_named(1, only, "alice");
+    asked.now = Duration::from_secs(1800);
+    assert_eq!(asked.request(1, only), DhcpMessageType::Ack);
+    assert_eq!(asked.names.find("alice"), Some(only), "a renewal keeps it");
+    asked.now = Duration::from_secs(6000);
+    assert_eq!(asked.discover(2), Some(only));
+    assert_eq!(asked.names.find("alice"), None);
+}
+
+#[test]
+fn a_question_that_nobody_can_be_found_for_stops_no_others() {
+    let mut world = World::new();
+    let stranger = client_mac(9);
+    let host_mac = EthernetAddress(HostOptions::new(HOST, 24).mac());
+    // Elsewhere, and somebody of the network whom nobody knows.
+    for address in [[8, 8, 8, 8], [192, 168, 1, 5], [10, 0, 0, 77]].map(Ipv4Addr::from) {
+        let mut inform = dhcp_request(9, DhcpMessageType::Inform);
+        inform.client_ip = address;
+        let query = [&[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4][..], b"host", &[0, 0, 1, 0, 1]].concat();
+        for (port, payload) in [(67, bytes_of(&inform)), (53, query)] {
+            let question = Datagram {
+                from: End { mac: stranger, address, port: 1000 },
+                to: End { mac: host_mac, address: HOST, port },
+                payload: &payload,
+            };
+            world.host.take(world.now, &question.frame());
+            world.host.work(world.now);
+            let answer = world.host.answer().expect("an answer at once");
+            let answer = Datagram::read(&answer).unwrap();
+            assert_eq!((answer.to.mac, answer.to.address), (stranger, address), "to who asked");
+            assert_eq!(world.host.answer(), None);
+        }
+    }
+    let (address, ..) = world.lease();
+    assert_eq!(address.address(), Ipv4Addr::new(10, 0, 0, 2));
+    let resolver = world.sockets.add(dns::Socket::new(&[IpAddress::Ipv4(HOST)], vec![None]));
+    let socket = world.sockets.get_mut::<dns::Socket<'_>>(resolver);
+    let query = socket.start_query(world.interface.context(), "host", DnsQueryType::A).unwrap();
+    let found = world.until("the host's address", |world| {
+        world.sockets.get_mut::<dns::Socket<'_>>(resolver).get_query_result(query).ok()
+    });
+    assert_eq!(found.first(), Some(&IpAddress::Ipv4(HOST)));
 }
 
 /// Numbers that look random and are the same each time.
