@@ -39,7 +39,7 @@ async fn an_answer_may_go_on_until_the_one_who_asked_leaves() {
     let root = Root::listen(&socket).await.unwrap();
     let (ended, end) = std::sync::mpsc::channel();
     root.answer("news", move |asked| {
-        let (mut answer, ended) = (asked.answer_slowly(), ended.clone());
+        let (mut answer, ended) = (asked.answer_slowly().unwrap(), ended.clone());
         std::thread::spawn(move || {
             answer.write_all(b"first").unwrap();
             while answer.is_wanted() {

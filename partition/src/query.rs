@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
@@ -52,34 +52,53 @@ pub struct Question {
     pub argument: String,
 }
 
-/// Takes the question from a connection for which [`is_query`] is true. Blocks for a few seconds at most.
+/// Takes the question from a connection for which [`is_query`] is true; `None`, and nothing is taken, while it is not
+/// all there. Does not wait: whoever asks slowly keeps nobody.
 ///
 /// # Errors
-/// The system's; [`io::ErrorKind::InvalidData`] if it is too long or no text.
-pub fn hear(mut stream: &UnixStream) -> io::Result<Question> {
-    stream.set_nonblocking(false)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header)?;
-    let len = length_in(&header);
+/// The system's; [`io::ErrorKind::InvalidData`] if it is too long or no text, [`io::ErrorKind::UnexpectedEof`] if the
+/// connection was given up.
+pub fn hear(stream: &UnixStream) -> io::Result<Option<Question>> {
+    let mut bytes = [0; HEADER + LONGEST_QUESTION];
+    let there = match recv(stream.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(there) => there,
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let Some((header, text)) = bytes[..there].split_first_chunk() else { return Ok(None) };
+    let len = length_in(header);
     if len > LONGEST_QUESTION {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the question is too long"));
     }
-    let mut text = vec![0; len];
-    stream.read_exact(&mut text)?;
-    let text = String::from_utf8(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let (topic, argument) = text.split_once('\n').unwrap_or((&text, ""));
-    Ok(Question { topic: topic.into(), argument: argument.into() })
+    let Some(text) = text.get(..len) else { return Ok(None) };
+    let text =
+        std::str::from_utf8(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let (topic, argument) = text.split_once('\n').unwrap_or((text, ""));
+    let question = Question { topic: topic.into(), argument: argument.into() };
+    recv(stream.as_raw_fd(), &mut bytes[..HEADER + len], MsgFlags::MSG_DONTWAIT)?;
+    Ok(Some(question))
 }
 
-/// Sends the answer to a question that was [heard](hear). Blocks for a few seconds at most.
+/// Sends the answer to a question that was [heard](hear). Blocks for a few seconds at most, however slowly it is read.
 ///
 /// # Errors
-/// The system's.
+/// The system's; [`io::ErrorKind::TimedOut`] if it is not read in time.
 pub fn answer(stream: UnixStream, report: &[u8]) -> io::Result<()> {
-    let mut answer = Answer::new(stream);
-    answer.write_all(report)?;
+    answer_within(PATIENCE, stream, report)
+}
+
+fn answer_within(patience: Duration, stream: UnixStream, report: &[u8]) -> io::Result<()> {
+    let end = Instant::now() + patience;
+    let mut answer = Answer::new(stream)?;
+    for piece in report.chunks(PIECE) {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        answer.stream.set_write_timeout(Some(left))?;
+        answer.write_all(piece)?;
+    }
     answer.finish()
 }
 
@@ -92,8 +111,13 @@ pub struct Answer {
 
 impl Answer {
     /// The answer to the question that was [heard](hear) on this connection.
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream }
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { stream })
     }
 
     /// Whether the one who asked is still there. Does not wait.
@@ -227,7 +251,7 @@ mod tests {
         theirs.write_all(&header(QUERY, 0)).unwrap();
         assert_eq!(is_query(&ours).unwrap(), Some(true));
 
-        assert_eq!(hear(&ours).unwrap(), Question::default());
+        assert_eq!(hear(&ours).unwrap(), Some(Question::default()));
 
         let report: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
         let sent = report.clone();
@@ -251,8 +275,8 @@ mod tests {
         let question = Question { topic: "net".into(), argument: "stats\nlan".into() };
         let mut report = Report::to(&path, &question, None).unwrap();
         let (ours, _) = listener.accept().unwrap();
-        assert_eq!(hear(&ours).unwrap(), question);
-        let mut answer = Answer::new(ours);
+        assert_eq!(hear(&ours).unwrap(), Some(question));
+        let mut answer = Answer::new(ours).unwrap();
         answer.write_all(b"one").unwrap();
         let mut bytes = [0; 8];
         assert_eq!(report.read(&mut bytes).unwrap(), 3, "it is not kept back");
@@ -260,6 +284,36 @@ mod tests {
         drop(report);
         assert!(!answer.is_wanted());
         assert!(answer.write_all(b"two").is_err());
+    }
+
+    #[test]
+    fn a_question_that_comes_byte_by_byte_keeps_nobody() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut question = header(QUERY, 3).to_vec();
+        question.extend_from_slice(b"net");
+        let (last, all_others) = question.split_last().unwrap();
+        for byte in all_others {
+            assert_eq!(hear(&ours).unwrap(), None);
+            theirs.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(hear(&ours).unwrap(), None);
+        theirs.write_all(&[*last, b'x']).unwrap();
+        assert_eq!(hear(&ours).unwrap().unwrap().topic, "net");
+    }
+
+    #[test]
+    fn an_answer_that_is_read_drop_by_drop_is_given_up() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut few = [0; 4096];
+            while matches!(theirs.read(&mut few), Ok(1..)) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let start = Instant::now();
+        assert!(answer_within(Duration::from_millis(200), ours, &vec![0; 16 << 20]).is_err());
+        assert!(start.elapsed() < PATIENCE, "after {:?}", start.elapsed());
+        reading.join().unwrap();
     }
 
     #[test]

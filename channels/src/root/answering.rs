@@ -39,7 +39,10 @@ impl Asked {
     }
 
     /// Answers little by little. That may take as long as it wants, on a thread of its own.
-    pub fn answer_slowly(self) -> Answer {
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn answer_slowly(self) -> io::Result<Answer> {
         Answer::new(self.stream)
     }
 }
@@ -51,20 +54,16 @@ type Answerer = Arc<dyn Fn(Asked) + Send + Sync>;
 pub(super) struct Answerers(Mutex<BTreeMap<String, Answerer>>);
 
 impl Answerers {
-    /// Hears a question; `None` if the root itself is asked, who is to answer on the stream that is given back.
+    /// Has a question that `user` asked answered by whom it concerns.
     ///
     /// # Errors
     /// Why there is no answer.
-    pub(super) fn hear(&self, stream: UnixStream, user: u32) -> Result<Option<UnixStream>, String> {
-        let Question { topic, argument } = query::hear(&stream).map_err(|error| error.to_string())?;
-        if topic.is_empty() {
-            return Ok(Some(stream));
-        }
-        let answerer = lock(&self.0).get(&topic).cloned();
+    pub(super) fn answer(&self, question: Question, stream: UnixStream, user: u32) -> Result<(), String> {
+        let answerer = lock(&self.0).get(&question.topic).cloned();
         // Not the topic itself: it is a stranger's text.
         let answerer = answerer.ok_or_else(|| "asked about what nobody knows".to_owned())?;
-        answerer(Asked { argument, user, stream });
-        Ok(None)
+        answerer(Asked { argument: question.argument, user, stream });
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmbus_partition::attach::{AttachLimits, Attaching};
+use vmbus_partition::query::Question;
 use vmbus_partition::{Listener, Refusal, RefusedWhat, query, reactor};
 
 use super::door::Greetings;
@@ -74,7 +75,13 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
         }
     };
     if asks {
-        return answer(root, stream, user?).await;
+        let user = user?;
+        loop {
+            match query::hear(&stream).map_err(|error| error.to_string())? {
+                Some(question) => return answer(root, question, stream, user).await,
+                None => wait().await?,
+            }
+        }
     }
     let name = vm.as_deref().unwrap_or("unnamed");
     let mut attaching = Attaching::new(stream, name, root.next_partition(), limits(&root.quotas))
@@ -104,14 +111,15 @@ async fn introduce(root: &Arc<Inner>, stream: UnixStream, vm: Option<Arc<str>>) 
 }
 
 /// Answers a question about the root, or has it answered by whom it concerns.
-async fn answer(root: &Arc<Inner>, stream: UnixStream, user: u32) -> Result<(), String> {
-    let waiting = |error: tokio::task::JoinError| error.to_string();
-    let asked = Arc::clone(root);
-    let heard = tokio::task::spawn_blocking(move || asked.answerers.hear(stream, user));
-    let Some(stream) = heard.await.map_err(waiting)?? else { return Ok(()) };
-    let status = serde_json::to_vec(&root.status().await).map_err(|error| error.to_string())?;
-    let answered = tokio::task::spawn_blocking(move || query::answer(stream, &status)).await;
-    answered.map_err(waiting)?.map_err(|error| error.to_string())
+async fn answer(root: &Arc<Inner>, question: Question, stream: UnixStream, user: u32) -> Result<(), String> {
+    let answered = if question.topic.is_empty() {
+        let status = serde_json::to_vec(&root.status().await).map_err(|error| error.to_string())?;
+        tokio::task::spawn_blocking(move || query::answer(stream, &status).map_err(|error| error.to_string()))
+    } else {
+        let asked = Arc::clone(root);
+        tokio::task::spawn_blocking(move || asked.answerers.answer(question, stream, user))
+    };
+    answered.await.map_err(|error| error.to_string())?
 }
 
 /// What a partition is held to from its first frame on.

@@ -10,6 +10,7 @@ use vmbus_channels::{Asked, Root};
 use vmbus_partition::query::Answer;
 use vmbus_vsp::network::switch::{MAX_FRAME, Mirror, Mirrored, PortId, PortSettings, PortState, Switch};
 
+use super::PortError;
 use super::capture::{CaptureOptions, CapturePort};
 use super::status::{self, NetStatus};
 
@@ -131,8 +132,11 @@ impl Captures {
             out.get_ref().is_wanted()
         };
         let settings = PortSettings { mirror: Mirror::Destination, ..PortSettings::new("capture") };
-        let out = BufWriter::with_capacity(PIECE, asked.answer_slowly());
-        match CapturePort::connect(switch, out, is_wanted, &options, settings) {
+        let capture = asked.answer_slowly().map_err(PortError::from).and_then(|answer| {
+            let out = BufWriter::with_capacity(PIECE, answer);
+            CapturePort::connect(switch, out, is_wanted, &options, settings)
+        });
+        match capture {
             Ok(capture) => drop(running.insert(request.switch, capture)),
             // The answer's end says it to the other side.
             Err(error) => tracing::warn!(%error, "no capture"),
