@@ -321,18 +321,21 @@ impl Receiving {
         let (index, hash) = self.queue_of(frame);
         let Some(Sections { .. }) = &self.sections else { return Added::NoRoom };
         let pieces = if whole { 1 } else { self.pieces(frame.bytes.len()) };
-        let most = self.queues[index].most_ranges(in_pieces);
+        // There is none where no session has let frames come yet.
+        let Some(queue) = self.queues.get(index) else { return Added::NoRoom };
+        let most = queue.most_ranges(in_pieces);
         if pieces > most {
             return Added::TooLong;
         }
-        if self.queues[index].chain.len() + pieces > most {
+        if queue.chain.len() + pieces > most {
             self.send(index, delivered);
         }
-        let Some(sections) = &mut self.sections else { return Added::NoRoom };
+        let (Some(sections), Some(queue)) = (&mut self.sections, self.queues.get_mut(index)) else {
+            return Added::NoRoom;
+        };
         if sections.free() < KEPT_FOR_CONTROL + pieces {
             return Added::NoRoom;
         }
-        let queue = &mut self.queues[index];
         let mut infos = Infos::of_received(frame, hash, in_pieces);
         if whole {
             if !queue.put(sections, &infos, frame.bytes) {

@@ -117,6 +117,10 @@ impl NetworkSession {
         }
         let mut primary = Primary::new(&nic);
         saved.device.as_ref()?.restore(&mut primary.device, nic.limits.max_queues)?;
+        // A device answers when the conversation has come so far, and not before.
+        if primary.device.stage == Stage::Initialized && !nvsp.is_ready() {
+            return None;
+        }
         let waiting = saved.waiting.iter().filter(|message| message.len() <= LONGEST_ANSWER);
         primary.waiting = waiting.cloned().map(Waiting::Control).collect();
         primary.told.connected = saved.connected;
@@ -150,6 +154,10 @@ impl NetworkSession {
     /// Takes up what another session has left, and lets frames come where they may.
     async fn begin(&mut self, channel: &Arc<Channel>) -> Result<(), ChannelError> {
         let saved = self.saved.take();
+        if self.index() == 0 {
+            // Frames come as soon as the device is as it was, and must find their channel.
+            self.attach_if_ready(channel);
+        }
         match &mut self.role {
             Role::Primary(primary) => {
                 if let Some(saved) = saved {

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use vmbus_core::network::nvsp::{Message, Status};
 use vmbus_core::network::{Oid, rndis};
 use vmbus_vsp::network::Link;
+use vmbus_vsp::network::switch::{Batch, Offload};
 
 use crate::client::{Arrived, LONG, NIC, PEER, World, frame};
 use crate::scaling::{scale, table};
@@ -130,6 +131,44 @@ async fn a_link_that_changed_meanwhile_is_told() {
     let told = driver.hear().await;
     let expected = rndis::Message::IndicateStatus { status: rndis::Status::MEDIA_DISCONNECT, data: &[] };
     assert_eq!(rndis::Message::parse(&told).unwrap(), expected);
+}
+
+/// Frames for a NIC without a channel killed whoever sent them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_was_set_up_before_its_conversation_is_refused() {
+    let world = World::new().await;
+    let _driver = world.running().await;
+    let mut forged = world.save().await;
+    // Ready, in version 6.1; and the same in setup.
+    let [ready, setup] = [2, 1].map(|progress| [8, progress, 16, 0x81, 0x80, 0x18]);
+    let places: Vec<_> = (0..forged.len()).filter(|&at| forged[at..].starts_with(&ready)).collect();
+    assert_eq!(places.len(), 1);
+    forged[places[0]..][..setup.len()].copy_from_slice(&setup);
+    world.restore(&forged).await;
+    assert_eq!(world.switch.ports().len(), 1, "it is no port");
+}
+
+/// A frame that came while the NIC was taken up found no channel, and killed whoever sent it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nic_moves_while_frames_for_it_do_not_pause() {
+    let mut world = World::new().await;
+    let driver = world.running().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (connection, until) = (Arc::clone(&world.peer.connection), Arc::clone(&stop));
+    let sender = std::thread::spawn(move || {
+        let frame = frame(NIC, PEER, 1, 60);
+        let mut batch = Batch::new();
+        while !until.load(Ordering::Relaxed) {
+            batch.push(&frame, Offload::NONE).unwrap();
+            connection.send(&mut batch);
+        }
+    });
+    for _ in 0..50 {
+        world.moves().await;
+        driver.arrive().await.give_back().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    sender.join().expect("who sends lives on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
