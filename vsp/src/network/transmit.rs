@@ -11,7 +11,7 @@ use vmbus_core::network::{LargeSend, PacketInfo, PacketInfoList, TransmitChecksu
 use super::device::LONGEST_LARGE_SEND;
 use super::memory::SharedBuffer;
 use super::nvsp::ETHERNET_HEADER;
-use super::switch::{Batch, Checksum, Full, HeaderChecksum, IpVersion, MAX_FRAME, Offload, Segmentation};
+use super::switch::{Batch, Checksum, Full, HeaderChecksum, IpVersion, MAX_FRAME, Offload, Segmentation, ip};
 
 /// Bytes that are read of a message at first.
 const BEGINNING: usize = 192;
@@ -19,6 +19,8 @@ const BEGINNING: usize = 192;
 const LONGEST_INFO: usize = 512;
 /// Bytes of a tag in the frame, which the MTU does not count.
 const TAG: usize = 4;
+/// The type that says that a tag follows.
+const VLAN: [u8; 2] = [0x81, 0x00];
 /// Where an IP header begins.
 const IP: usize = ETHERNET_HEADER as usize;
 /// The shortest TCP header.
@@ -228,30 +230,22 @@ impl Wish {
                 offload.header = HeaderChecksum::Missing;
             }
             if checksum.tcp || checksum.udp {
-                let start = match checksum.transport_offset {
-                    0 => transport(frame, checksum).ok_or(TransmitError::Info)?,
-                    start => start,
-                };
-                offload.checksum = if checksum.tcp { Checksum::tcp(start) } else { Checksum::udp(start) };
-                let Checksum::Missing { field, .. } = offload.checksum else {
-                    return Err(TransmitError::Info);
-                };
-                if usize::from(start) < IP || usize::from(start) + usize::from(field) + 2 > frame.len() {
-                    return Err(TransmitError::Info);
-                }
+                offload.checksum = missing(frame, checksum).ok_or(TransmitError::Info)?;
             }
         }
         Ok(offload)
     }
 }
 
-/// Where the transport header begins, for drivers that do not say so.
-fn transport(frame: &[u8], checksum: TransmitChecksum) -> Option<u16> {
-    const IPV6_HEADER: u16 = 40;
-    let ip = u16::try_from(IP).ok()?;
-    if checksum.ipv6 {
-        return Some(ip + IPV6_HEADER);
-    }
-    let words = frame.get(IP)? & 0xf;
-    Some(ip + u16::from(words) * 4)
+/// The checksum that a guest wants filled in, if it is that of the frame's own TCP or UDP header.
+fn missing(frame: &[u8], wish: TransmitChecksum) -> Option<Checksum> {
+    let is_tagged = |at: usize| frame.get(at..at + 2).is_some_and(|kind| kind == VLAN);
+    let ethernet = if is_tagged(IP - 2) { IP + TAG } else { IP };
+    let start = match wish.transport_offset {
+        // Some drivers do not say it.
+        0 => u16::try_from(ip::transport(frame, ethernet)?.1).ok()?,
+        start => start,
+    };
+    let checksum = if wish.tcp { Checksum::tcp(start) } else { Checksum::udp(start) };
+    checksum.is_where_it_belongs(frame, ethernet).then_some(checksum)
 }

@@ -172,7 +172,7 @@ async fn a_frame_that_only_some_can_take_whole_reaches_all() {
     let world = World::new().await;
     let plain = Peer::with(&world.switch, Capabilities::empty());
     let driver = world.running().await;
-    let large = tcp_frame(MacAddress::BROADCAST, NIC, 5000);
+    let large = tcp_frame(MacAddress([2, 0, 0, 0, 0, 99]), NIC, 5000);
     let send = LargeSend { segment_size: 1460, tcp_offset: 34, version_2: true, ipv6: false };
     assert_eq!(driver.transmit(0, &large, &[PacketInfo::LargeSend(send)]).await, Status::SUCCESS);
     assert_eq!(world.peer.sees(1).await.len(), 1);

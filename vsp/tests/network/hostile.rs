@@ -107,6 +107,19 @@ async fn wishes_that_make_no_sense_cost_their_packet() {
         let status = driver.transmit(0, &frame, &[info]).await;
         assert_eq!(status, Status::INVALID_RNDIS_PACKET, "{info:?}");
     }
+    // UDP whose checksum would be its source port.
+    let mut datagram = frame.clone();
+    datagram[12..34]
+        .copy_from_slice(&[8, 0, 0x45, 0, 0, 66, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    for (transport_offset, expected) in
+        [(28, Status::INVALID_RNDIS_PACKET), (34, Status::SUCCESS), (0, Status::SUCCESS)]
+    {
+        let wish =
+            TransmitChecksum { ipv4: true, udp: true, transport_offset, ..TransmitChecksum::default() };
+        let status = driver.transmit(0, &datagram, &[PacketInfo::TransmitChecksum(wish)]).await;
+        assert_eq!(status, expected, "{transport_offset}");
+    }
+    assert_eq!(world.peer.sees(2).await.len(), 2);
     let many = vec![PacketInfo::Hash(1); 40];
     assert_eq!(driver.transmit(0, &frame, &many).await, Status::INVALID_RNDIS_PACKET);
     assert!(world.peer.seen().is_empty());

@@ -5,8 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vmbus_channels::Refusal;
 use vmbus_vsp::network::switch::{
-    AskedPort, ConnectError, DropReason, MacAddress, Occasion, Permission, PortSettings, Rate, Senders,
-    SettingsFault,
+    AskedPort, Checksum, ConnectError, DropReason, MacAddress, Occasion, Offload, Permission, PortSettings,
+    Rate, Senders, SettingsFault,
 };
 
 use crate::world::{Station, World, forget, frame, mac};
@@ -86,8 +86,8 @@ fn ipv6(next: u8, payload: &[u8]) -> Vec<u8> {
     [&mac(2).0[..], &mac(1).0, &[0x86, 0xdd], &head, payload].concat()
 }
 
-fn udp(source: u16) -> Vec<u8> {
-    [&source.to_be_bytes()[..], &[0, 68, 0, 8, 0, 0]].concat()
+fn udp(source: u16, to: u16) -> Vec<u8> {
+    [&source.to_be_bytes()[..], &to.to_be_bytes(), &[0, 8, 0, 0]].concat()
 }
 
 /// The same packet in 802.3's older form.
@@ -112,19 +112,54 @@ const YES: Permission = Permission::Allowed;
 #[test]
 fn a_dhcp_server_is_heard_only_where_one_may_be() {
     let servers = [
-        ipv4(17, 0, &udp(67)),
-        ipv6(17, &udp(547)),
-        ipv6(0, &[&[17, 0, 0, 0, 0, 0, 0, 0][..], &udp(547)].concat()),
-        snap(&ipv4(17, 0, &udp(67))),
-        snap(&ipv6(17, &udp(547))),
+        ipv4(17, 0, &udp(67, 1000)),
+        ipv6(17, &udp(547, 1000)),
+        ipv6(0, &[&[17, 0, 0, 0, 0, 0, 0, 0][..], &udp(547, 1000)].concat()),
+        snap(&ipv4(17, 0, &udp(67, 1000))),
+        snap(&ipv6(17, &udp(547, 1000))),
+        // Clients look at their own port alone.
+        ipv4(17, 0, &udp(1000, 68)),
+        ipv6(17, &udp(1000, 546)),
     ];
     for server in servers {
         assert_eq!(fate(NO, YES, &server), Some(DropReason::DhcpGuard), "{server:02x?}");
         assert_eq!(fate(YES, NO, &server), None, "{server:02x?}");
     }
-    let others = [ipv4(17, 0, &udp(68)), ipv4(6, 0, &udp(67)), ipv4(17, 5, &udp(67)), ipv6(17, &udp(546))];
+    let others = [
+        ipv4(17, 0, &udp(68, 67)),
+        ipv4(6, 0, &udp(67, 68)),
+        ipv4(17, 5, &udp(67, 68)),
+        ipv6(17, &udp(546, 547)),
+    ];
     for other in others {
         assert_eq!(fate(NO, NO, &other), None, "{other:02x?}");
+    }
+}
+
+/// The sum was written where the sender said, over what the guards had looked at.
+#[test]
+fn a_checksum_makes_nothing_else_of_a_frame_that_was_let_through() {
+    let cases = [
+        // UDP whose source port, type and code of ICMPv6, IPv4's protocol.
+        (ipv4(17, 0, &udp(1000, 2000)), 28, 6),
+        (ipv6(58, &[0; 16]), 48, 6),
+        (ipv4(6, 0, &[0; 20]), 16, 6),
+        (ipv4(6, 0, &[0; 20]), 34, 6),
+        (ipv4(17, 1 << 13, &udp(1000, 2000)), 34, 6),
+    ];
+    for (frame, start, field) in cases {
+        let offload = Offload { checksum: Checksum::Missing { start, field }, ..Offload::NONE };
+        let world = World::new();
+        let guarded = PortSettings { dhcp_server: NO, router: NO, ..PortSettings::new("guarded") };
+        let (sender, receiver) = (world.port_with(guarded), world.port("receiver"));
+        sender.send_with(&frame, offload);
+        assert_eq!(drops(&sender), [(DropReason::Offload, 1)], "{start} {field}");
+        assert_eq!(receiver.received().len(), 0);
+        let mut whole = ipv4(17, 0, &udp(1000, 2000));
+        whole[17] = 28;
+        sender.send_with(&whole, Offload { checksum: Checksum::udp(34), ..offload });
+        assert_eq!(receiver.received().len(), 1, "what belongs there passes");
+        world.assert_balance();
     }
 }
 

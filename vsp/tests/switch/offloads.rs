@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use vmbus_vsp::network::switch::{
-    Capabilities, Checksum, DropReason, HeaderChecksum, IpVersion, Offload, PortSettings, Segmentation,
+    Capabilities, Checksum, DropReason, HeaderChecksum, IpVersion, Offload, PortSettings, Rate, Segmentation,
     VlanMode, VlanSet,
 };
 
@@ -38,6 +38,8 @@ proptest! {
         segment_size in 48_u16..9000,
     ) {
         let tcp = Tcp { ip, ip_options, options, sequence, flags, payload };
+        // No less than its headers.
+        let segment_size = segment_size.max(tcp.offset() - 14 + 20 + u16::try_from(tcp.options).unwrap());
         let world = World::new();
         let (sender, receiver) = (world.port("sender"), world.port_that_takes(Capabilities::empty(), PortSettings::new("r")));
         sender.send_with(&tcp.frame(), large_send(&tcp, segment_size));
@@ -243,6 +245,32 @@ fn a_sender_that_asks_for_tiny_segments_or_lies_about_a_frame_is_refused() {
     assert_eq!(sender.connection.statistics().dropped_sent.of(DropReason::Offload), bad.len() as u64);
 }
 
+#[test]
+fn large_frames_that_make_little_into_much_are_refused() {
+    let world = World::new();
+    let (sender, receiver) = (world.port("sender"), world.port("receiver"));
+    let tcp = Tcp { ip_options: 200, ..Tcp::new(IpVersion::V6, vec![1; 60_000]) };
+    sender.send_with(&tcp.frame(), large_send(&tcp, 259));
+    let mut everybody = tcp.frame();
+    everybody[..6].fill(0xff);
+    sender.send_with(&everybody, large_send(&tcp, 1460));
+    assert_eq!(sender.connection.statistics().dropped_sent.of(DropReason::Offload), 2);
+    sender.send_with(&tcp.frame(), large_send(&tcp, 260));
+    assert_eq!(receiver.received().len(), 1);
+}
+
+#[test]
+fn a_large_frame_is_paid_for_as_what_it_becomes() {
+    let world = World::new();
+    let limit = Some(Rate { per_second: 1, burst: 41 });
+    let sender = world.port_with(PortSettings { flood_limit: limit, ..PortSettings::new("sender") });
+    let receiver = world.port("receiver");
+    let tcp = Tcp::new(IpVersion::V4, vec![1; 60_000]);
+    (0..3).for_each(|_| sender.send_with(&tcp.frame(), large_send(&tcp, 1500)));
+    assert_eq!(receiver.received().len(), 2, "the second is the last that passes");
+    assert_eq!(sender.connection.statistics().dropped_sent.of(DropReason::FloodLimit), 1);
+}
+
 /// Two receivers that take less than a third: each gets what it takes, whatever was made for the others.
 #[test]
 fn one_large_frame_reaches_all_kinds_of_receivers() {
@@ -252,9 +280,7 @@ fn one_large_frame_reaches_all_kinds_of_receivers() {
         [Capabilities::empty(), Capabilities::all(), Capabilities::CHECKSUM, Capabilities::SEGMENTATION_V6];
     let receivers = kinds.map(|takes| world.port_that_takes(takes, PortSettings::new("r")));
     let tcp = Tcp::new(IpVersion::V6, vec![4; 5000]);
-    let mut everybody = tcp.frame();
-    everybody[..6].fill(0xff);
-    sender.send_with(&everybody, large_send(&tcp, 1440));
+    sender.send_with(&tcp.frame(), large_send(&tcp, 1440));
     assert_eq!(receivers.each_ref().map(|receiver| receiver.received().len()), [4, 1, 4, 1]);
     world.assert_balance();
 }

@@ -138,7 +138,7 @@ impl Sender<'_> {
             work.mirrored.push(u32::try_from(frame).unwrap_or(u32::MAX));
         }
         if guarded {
-            self.guard(bytes)?;
+            self.guard(bytes, offload.checksum)?;
         }
         let key = (addresses, vlan);
         let fate = match self.last {
@@ -149,17 +149,27 @@ impl Sender<'_> {
                 fate
             }
         }?;
+        if self.flood_limit.is_none() && self.send_limit.is_none() {
+            return Ok(fate);
+        }
+        // A large frame is paid for as what it becomes on a wire.
+        let whole = || (1, bytes.len());
+        let (frames, len) = offload.segmentation.map_or_else(whole, |size| segment::cut(bytes, size));
         let floods = matches!(fate, Fate::Flood(_));
-        if floods && self.flood_limit.as_mut().is_some_and(|limit| !limit.0.take(1)) {
+        if floods && self.flood_limit.as_mut().is_some_and(|limit| !limit.0.take(frames)) {
             return Err(DropReason::FloodLimit);
         }
-        if self.send_limit.as_mut().is_some_and(|limit| !limit.0.take(bytes.len())) {
+        if self.send_limit.as_mut().is_some_and(|limit| !limit.0.take(len)) {
             return Err(DropReason::RateLimit);
         }
         Ok(fate)
     }
 
-    fn guard(&self, bytes: &[u8]) -> Result<(), DropReason> {
+    fn guard(&self, bytes: &[u8], checksum: Checksum) -> Result<(), DropReason> {
+        // A sum is written after this, and must not make something else of what was looked at.
+        if !checksum.is_where_it_belongs(bytes, ip::ETHERNET) {
+            return Err(DropReason::Offload);
+        }
         let Some(claim) = ip::claim(bytes) else { return Ok(()) };
         match (claim, self.settings.dhcp_server, self.settings.router) {
             (Claim::DhcpServer | Claim::Hidden, Permission::Denied, _) => Err(DropReason::DhcpGuard),
@@ -218,6 +228,11 @@ fn prepare(bytes: &mut [u8], offload: &mut Offload) -> Result<(), DropReason> {
         offload.header = HeaderChecksum::Valid;
     }
     if let Some(segmentation) = offload.segmentation {
+        // TCP has two ends, and cutting for everybody would be much work for one frame.
+        let is_for_group = bytes.first().is_none_or(|first| first & 1 != 0);
+        if is_for_group {
+            return Err(DropReason::Offload);
+        }
         segment::prepare(bytes, segmentation).ok_or(DropReason::Offload)?;
         offload.checksum = Checksum::tcp(segmentation.tcp_offset);
         return Ok(());

@@ -11,8 +11,8 @@ const VLAN_TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 /// Types from here on; below it is a length.
 const FIRST_TYPE: u16 = 0x0600;
 
-pub(super) const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(in crate::network) const TCP: u8 = 6;
+pub(in crate::network) const UDP: u8 = 17;
 const ICMP_V6: u8 = 58;
 
 /// Two bytes of the network's as a number.
@@ -45,10 +45,41 @@ pub(super) fn header_v4(frame: &mut [u8]) -> Option<&mut [u8]> {
     packet.get_mut(..len).filter(|_| is_v4 && first >> 4 == 4 && len >= 20)
 }
 
+/// The protocol of the IP packet in a frame that has so many bytes of Ethernet header, tags included, and where that
+/// protocol's header begins. `None` for fragments, and for what is no IP packet.
+pub(in crate::network) fn transport(frame: &[u8], ethernet: usize) -> Option<(u8, usize)> {
+    match word(frame, ethernet.checked_sub(2)?)? {
+        IPV4 => transport_v4(frame, ethernet),
+        IPV6 => transport_v6(frame, ethernet),
+        _ => None,
+    }
+}
+
+fn transport_v4(frame: &[u8], ethernet: usize) -> Option<(u8, usize)> {
+    let header = frame.get(ethernet..ethernet + 20)?;
+    let len = usize::from(header[0] & 0x0f) * 4;
+    let fragment = word(header, 6)? & 0x3fff != 0;
+    (header[0] >> 4 == 4 && len >= 20 && !fragment).then_some((header[9], ethernet + len))
+}
+
+fn transport_v6(frame: &[u8], ethernet: usize) -> Option<(u8, usize)> {
+    let header = frame.get(ethernet..ethernet + 40)?;
+    let (mut kind, mut at) = (header[6], ethernet + 40);
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    // Each header has 8 bytes at least. Those of fragments are not looked behind.
+    while let 0 | 43 | 60 = kind {
+        let head = frame.get(at..at + 8)?;
+        (kind, at) = (head[0], at + (usize::from(head[1]) + 1) * 8);
+    }
+    Some((kind, at))
+}
+
 /// What a frame says that only some may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// It is from a DHCP server.
+    /// It is from a DHCP server: from a server's port, or to a client's. Clients take answers from any port.
     DhcpServer,
     /// It is from a router: an advertisement or a redirect.
     Router,
@@ -83,7 +114,11 @@ fn claim_v4(packet: &[u8]) -> Option<Claim> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     // Later fragments have no ports.
     let first = word(packet, 6)? & 0x1fff == 0;
-    (first && *packet.get(9)? == UDP && word(packet, header)? == 67).then_some(Claim::DhcpServer)
+    if !first || *packet.get(9)? != UDP {
+        return None;
+    }
+    let (from, to) = (word(packet, header)?, word(packet, header + 2));
+    (from == 67 || to == Some(68)).then_some(Claim::DhcpServer)
 }
 
 /// Headers of one packet that are looked through.
@@ -95,8 +130,9 @@ fn claim_v6(packet: &[u8]) -> Option<Claim> {
     for _ in 0..MOST_HEADERS {
         let head = rest.first_chunk::<4>();
         let len = match (kind, head) {
-            (UDP, Some(&[high, low, ..])) => {
-                return (u16::from_be_bytes([high, low]) == 547).then_some(Claim::DhcpServer);
+            (UDP, Some(&[a, b, c, d])) => {
+                let (from, to) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+                return (from == 547 || to == 546).then_some(Claim::DhcpServer);
             }
             (ICMP_V6, Some(&[134 | 137, ..])) => return Some(Claim::Router),
             (ICMP_V6, Some(_)) => return None,

@@ -13,7 +13,7 @@ mod batch;
 mod checksum;
 mod deliver;
 mod forward;
-mod ip;
+pub(super) mod ip;
 mod limit;
 mod mac;
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 pub use vmbus_core::network::Vlan;
 
+use super::ip;
+
 /// What travels beside a frame. Without any of it the frame is whole, as it would be on a wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
@@ -84,6 +86,20 @@ impl Checksum {
     /// Whether it is to be filled in.
     pub const fn is_missing(self) -> bool {
         matches!(self, Self::Missing { .. })
+    }
+
+    /// Whether it is that of the frame's own TCP or UDP header, or not to be filled in. The frame has so many bytes of
+    /// Ethernet header, tags included.
+    #[inline]
+    pub(in crate::network) fn is_where_it_belongs(self, frame: &[u8], ethernet: usize) -> bool {
+        let Self::Missing { start, field } = self else { return true };
+        let (start, field) = (usize::from(start), usize::from(field));
+        let belongs = match ip::transport(frame, ethernet) {
+            Some((ip::TCP, at)) => (at, 16) == (start, field),
+            Some((ip::UDP, at)) => (at, 6) == (start, field),
+            Some(_) | None => false,
+        };
+        belongs && start + field + 2 <= frame.len()
     }
 }
 

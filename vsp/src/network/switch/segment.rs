@@ -24,6 +24,14 @@ pub(super) fn prepare(frame: &mut [u8], segmentation: Segmentation) -> Option<()
     Some(())
 }
 
+/// How many segments a frame becomes, and how many bytes all of them have.
+pub(super) fn cut(frame: &[u8], segmentation: Segmentation) -> (usize, usize) {
+    let Some(Layout { payload, .. }) = Layout::of(frame, segmentation) else { return (1, frame.len()) };
+    let data = frame.len() - payload;
+    let segments = data.div_ceil(usize::from(segmentation.segment_size)).max(1);
+    (segments, segments * payload + data)
+}
+
 /// Where what is in a frame that is to be cut.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
@@ -36,15 +44,19 @@ impl Layout {
     fn of(frame: &[u8], segmentation: Segmentation) -> Option<Self> {
         let Segmentation { segment_size, tcp_offset, ip } = segmentation;
         let tcp = usize::from(tcp_offset);
-        let found = match (ip, ip::word(frame, 12)?) {
-            (IpVersion::V4, IPV4) => tcp_v4(frame)?,
-            (IpVersion::V6, IPV6) => tcp_v6(frame)?,
-            (IpVersion::V4 | IpVersion::V6, _) => return None,
+        let is_what_it_says = match (ip, ip::word(frame, 12)?) {
+            (IpVersion::V4, IPV4) | (IpVersion::V6, IPV6) => ip::transport(frame, ETHERNET)? == (TCP, tcp),
+            (IpVersion::V4 | IpVersion::V6, _) => false,
         };
+        if !is_what_it_says {
+            return None;
+        }
         let header = usize::from(frame.get(tcp + 12)? >> 4) * 4;
         let payload = tcp + header;
         let whole = header >= 20 && payload <= frame.len();
-        (found == tcp && whole && segment_size >= SMALLEST_SEGMENT).then_some(Self { ip, tcp, payload })
+        // Headers that are longer than what they carry make little into much.
+        let pays = segment_size >= SMALLEST_SEGMENT && usize::from(segment_size) >= payload - ETHERNET;
+        (whole && pays).then_some(Self { ip, tcp, payload })
     }
 
     /// The sum of the pseudo header for so many bytes of TCP.
@@ -55,30 +67,6 @@ impl Layout {
         };
         sum(addresses) + sum_of(u32::from(TCP)) + sum_of(u32::try_from(tcp_len).unwrap_or(u32::MAX))
     }
-}
-
-/// Where TCP begins in an IPv4 frame that is no fragment.
-fn tcp_v4(frame: &[u8]) -> Option<usize> {
-    let header = frame.get(ETHERNET..ETHERNET + 20)?;
-    let len = usize::from(header[0] & 0x0f) * 4;
-    let fragment = ip::word(header, 6)? & 0x3fff != 0;
-    (header[0] >> 4 == 4 && len >= 20 && header[9] == TCP && !fragment).then_some(ETHERNET + len)
-}
-
-/// Where TCP begins in an IPv6 frame that is no fragment.
-fn tcp_v6(frame: &[u8]) -> Option<usize> {
-    let header = frame.get(ETHERNET..ETHERNET + 40)?;
-    let (mut kind, mut at) = (header[6], ETHERNET + 40);
-    if header[0] >> 4 != 6 {
-        return None;
-    }
-    // Each header is 8 bytes at least and begins where a `tcp_offset` of the wire can point.
-    while kind != TCP {
-        let head = frame.get(at..at + 8)?;
-        let (0 | 43 | 60) = kind else { return None };
-        (kind, at) = (head[0], at + (usize::from(head[1]) + 1) * 8);
-    }
-    Some(at)
 }
 
 /// The segments of a frame that was [prepared](prepare), one after another.
