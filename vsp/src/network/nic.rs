@@ -13,7 +13,7 @@ use super::objects::{Counts, World};
 use super::receive::Receiver;
 use super::switch::{Connection, PortSettings, Switch};
 
-/// A NIC that a guest has opened, at its switch for as long as one of its sessions lives.
+/// A NIC that a guest has opened, at its switch for as long as its primary channel is open.
 #[derive(Debug)]
 pub(super) struct Nic {
     pub(super) identity: Identity,
@@ -96,6 +96,8 @@ impl Nic {
             // The guest gets its memory back, however long others keep the NIC.
             self.receiver.drop_buffer();
             self.set_send_buffer(None);
+            // And may open it again at once.
+            self.connection.disconnect();
         }
         self.changed();
     }

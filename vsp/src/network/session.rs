@@ -13,7 +13,8 @@ use std::sync::atomic::Ordering;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
-use vmbus_channels::{Channel, ChannelError, Completions, OpenRequest, Reply, Request, Session};
+use tokio::task::yield_now;
+use vmbus_channels::{Channel, ChannelError, Completions, OpenRequest, Refusal, Reply, Request, Session};
 use vmbus_core::network::nvsp::{
     Buffer, ChannelType, Encoded, INDIRECTION_ENTRIES, Message, NO_SECTION, Status as NvspStatus,
 };
@@ -31,6 +32,8 @@ use super::transmit::{self, Allowed, Source};
 
 /// Packets taken at a time.
 const TAKEN_AT_ONCE: usize = 32;
+/// Copies of frames that are made before others have their turn: some milliseconds' work.
+const COPIES_IN_A_ROW: u64 = 16 << 10;
 /// Messages about the device that wait for room in the guest's ring or buffer; one who asks on and takes none is no
 /// driver.
 const WAITING_AT_MOST: usize = 32;
@@ -45,6 +48,8 @@ pub struct NetworkSession {
     outgoing_bytes: u32,
     attached: bool,
     batch: Batch,
+    /// Made of its frames since it last let others on.
+    copies: u64,
     /// Answer to a packet of frames that went well.
     done: Option<Encoded>,
     saved: Option<Box<SavedSession>>,
@@ -139,6 +144,7 @@ impl NetworkSession {
             outgoing_bytes: open.outgoing_bytes,
             attached: false,
             batch: Batch::new(),
+            copies: 0,
             done: None,
             saved: None,
         }
@@ -312,6 +318,7 @@ impl NetworkSession {
                         _ => self.nvsp.packet_done(status),
                     };
                     completions.push(request, &reply)?;
+                    self.rest_if_due().await;
                 }
                 Step::Rndis { channel: ChannelType::Control, section, section_size } => {
                     self.attach_if_ready(channel);
@@ -338,12 +345,22 @@ impl NetworkSession {
             }
         }
         if !self.batch.is_empty() {
-            self.nic.connection.send(&mut self.batch);
+            self.copies += self.nic.connection.send_counting(&mut self.batch);
         }
+        self.rest_if_due().await;
         if !completions.is_empty() {
             completions.send().await?;
         }
         Ok(())
+    }
+
+    /// Lets others on after much work: a few packets can ask for as much as many.
+    #[inline]
+    async fn rest_if_due(&mut self) {
+        if self.copies >= COPIES_IN_A_ROW {
+            self.copies = 0;
+            yield_now().await;
+        }
     }
 
     /// Takes the frames of a packet.
@@ -364,8 +381,10 @@ impl NetworkSession {
         }
         let allowed =
             Allowed { max_frame: self.nvsp.max_frame() as usize, max_packets: self.nic.limits.max_packets };
-        let connection = &self.nic.connection;
-        let (_, result) = transmit::frames(&source, allowed, &mut self.batch, |batch| connection.send(batch));
+        let (connection, copies) = (&self.nic.connection, &mut self.copies);
+        let (_, result) = transmit::frames(&source, allowed, &mut self.batch, |batch| {
+            *copies += connection.send_counting(batch);
+        });
         match result {
             Ok(()) => NvspStatus::SUCCESS,
             Err(_) => {
@@ -432,8 +451,12 @@ impl NetworkSession {
 
     #[cold]
     async fn offer_sub_channels(&mut self, channel: &Channel, count: u16) -> Encoded {
-        let (nic, nvsp) = (Arc::clone(&self.nic), self.nvsp.clone());
-        let admit = move |open: &OpenRequest| Ok(Self::sub_channel(Arc::clone(&nic), nvsp.clone(), open));
+        // The offer may outlive the NIC.
+        let (nic, nvsp) = (Arc::downgrade(&self.nic), self.nvsp.clone());
+        let admit = move |open: &OpenRequest| {
+            let nic = nic.upgrade().ok_or_else(|| Refusal::new("the primary channel is closed"))?;
+            Ok(Self::sub_channel(nic, nvsp.clone(), open))
+        };
         let offered = channel.offer_subchannels(count, admit).await;
         self.nvsp.sub_channels_offered(offered.is_ok().then_some(count))
     }

@@ -8,6 +8,7 @@ use vmbus_core::network::ndis::{RssFlags, RssHashInfo, RssParameters, header_of}
 use vmbus_core::network::nvsp::{ChannelType, Message, Status};
 use vmbus_core::network::{CLASS, Oid, PacketInfo, Version, rndis};
 use vmbus_vsp::network::Limits;
+use vmbus_vsp::network::switch::{PortSettings, Senders};
 use zerocopy::IntoBytes;
 
 use crate::client::{Driver, LONG, NIC, PEER, SEND_SECTION, World, frame, infos, message};
@@ -169,4 +170,29 @@ async fn a_sub_channel_has_frames_alone() {
         timeout(LONG, subs[0].channel.closed()).await.expect("it closes");
         assert!(!primary.channel.is_closed(), "the primary is none of its business");
     }
+}
+
+/// The port of before was there until the guest released what its sub-channels were, and had the address.
+#[tokio::test]
+async fn a_nic_opens_again_while_its_guest_still_has_sub_channels_of_before() {
+    let world = World::with(|adapter| {
+        let senders = Senders::Only(vec![NIC]);
+        adapter.port(PortSettings { senders, ..PortSettings::new("nic") })
+    })
+    .await;
+    let primary = world.running().await;
+    let subs = scale(&world, &primary, 2).await;
+    drop(primary);
+    timeout(LONG, async {
+        while world.switch.ports().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the port goes with the primary channel");
+    let again = timeout(LONG, world.running()).await.expect("it opens");
+    let sent = frame(NIC, PEER, 1, 60);
+    world.peer.send([&sent]);
+    assert_eq!(again.receive(1).await, [sent]);
+    drop(subs);
 }

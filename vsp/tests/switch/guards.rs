@@ -48,6 +48,23 @@ fn nobody_takes_an_address_that_a_port_has_for_itself() {
 }
 
 #[test]
+fn a_port_that_is_disconnected_keeps_nothing_however_long_it_is_held() {
+    let world = World::new();
+    let (owner, b) = (world.port_with(only("owner", 1)), world.port("b"));
+    owner.connection.disconnect();
+    owner.connection.disconnect();
+    let second = world.port_with(only("second", 1));
+    b.send(&frame(mac(1), mac(2), "hello"));
+    owner.send(&frame(mac(2), mac(1), "still here"));
+    assert_eq!((owner.received().len(), second.received().len(), b.received().len()), (0, 1, 0));
+    assert_eq!(drops(&owner), [(DropReason::Disconnected, 1)]);
+    let gone = owner.connection.reconfigure(PortSettings::new("back"));
+    assert_eq!(gone, Err(ConnectError::Gone(owner.connection.id())));
+    drop(owner);
+    assert_eq!(world.switch.ports().len(), 2);
+}
+
+#[test]
 fn a_guarded_port_gets_no_frames_for_strangers() {
     let world = World::new();
     let (a, guarded, b) = (world.port("a"), world.port_with(only("guarded", 2)), world.port("b"));

@@ -22,11 +22,11 @@ const DEEPEST: u32 = 4;
 /// Stations that are learned from one batch at most; the table is locked meanwhile.
 const LEARNED_AT_ONCE: usize = 64;
 
-/// Sends a batch from a port.
-pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) {
+/// Sends a batch from a port. Gives how many copies that made.
+pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) -> u64 {
     let (arena, work) = batch.parts();
     if arena.heads.is_empty() {
-        return;
+        return 0;
     }
     work.begin(arena.heads.len());
     let sent = Count { frames: arena.heads.len() as u64, bytes: arena.bytes_of_all() as u64 };
@@ -49,6 +49,7 @@ pub(super) fn send(shared: &Shared, link: &Arc<Link>, batch: &mut Batch) {
     };
     link.counters.add_sent(sent, sent.frames - work.drops.total(), copies, &work.drops);
     arena.clear();
+    copies
 }
 
 /// Decides for each frame.

@@ -243,7 +243,19 @@ impl Connection {
     /// Sends what is in the batch, in order, and empties it. When this returns, every receiver has taken its frames or
     /// they were dropped and counted. May be called by several threads at a time, each with a batch of its own.
     pub fn send(&self, batch: &mut Batch) {
-        forward::send(&self.shared, &self.link, batch);
+        self.send_counting(batch);
+    }
+
+    /// The same. Gives how many copies that made, segments of large frames included: how much work it was.
+    pub(in crate::network) fn send_counting(&self, batch: &mut Batch) -> u64 {
+        forward::send(&self.shared, &self.link, batch)
+    }
+
+    /// Disconnects the port, if that has not happened: it is sent to no more, what it sends is dropped, and its place and
+    /// addresses are free for others, however long the connection is kept.
+    pub fn disconnect(&self) {
+        self.link.closed.store(true, Ordering::Release);
+        self.shared.write().dismiss(&self.link);
     }
 
     /// The port's number.
@@ -273,14 +285,17 @@ impl Connection {
     /// before. Refused, nothing has changed.
     pub fn reconfigure(&self, settings: PortSettings) -> Result<(), ConnectError> {
         let settings = self.shared.decide(Occasion::Reconfigure, settings)?;
-        self.shared.write().admit(&self.link, settings)
+        let mut tables = self.shared.write();
+        if tables.member_of(&self.link).is_none() {
+            return Err(ConnectError::Gone(self.link.id));
+        }
+        tables.admit(&self.link, settings)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.link.closed.store(true, Ordering::Release);
-        self.shared.write().dismiss(&self.link);
+        self.disconnect();
     }
 }
 
