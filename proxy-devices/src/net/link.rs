@@ -9,6 +9,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
@@ -47,6 +48,7 @@ pub enum LinkEnds {
 pub struct LinkPort {
     socket: Arc<Socket>,
     wake: Arc<Wake>,
+    lost: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -59,16 +61,21 @@ impl LinkPort {
     pub fn connect(switch: &Switch, ends: &LinkEnds, settings: PortSettings) -> Result<Self, PortError> {
         let socket = Arc::new(Socket::open(ends)?);
         let connection = switch.connect(Cable(Arc::clone(&socket)), settings)?;
-        let wake = Arc::new(Wake::new()?);
+        let (wake, lost) = (Arc::new(Wake::new()?), Arc::new(AtomicU64::new(0)));
         let thread = thread::Builder::new().name("switch link".into()).spawn({
-            let (socket, wake) = (Arc::clone(&socket), Arc::clone(&wake));
+            let (socket, wake, lost) = (Arc::clone(&socket), Arc::clone(&wake), Arc::clone(&lost));
             move || {
-                if let Err(error) = carry(&socket, &connection, &wake) {
+                if let Err(error) = carry(&socket, &connection, &wake, &lost) {
                     tracing::warn!(%error, "the link to another switch has ended");
                 }
             }
         })?;
-        Ok(Self { socket, wake, thread: Some(thread) })
+        Ok(Self { socket, wake, lost, thread: Some(thread) })
+    }
+
+    /// How often the network has said, after the fact, that it has lost a frame.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Our end's address, where it is UDP.
@@ -192,18 +199,31 @@ impl Port for Cable {
     }
 }
 
-fn carry(socket: &Socket, connection: &Connection, wake: &Wake) -> io::Result<()> {
+/// Whether an error of receiving is about the socket and stays. All others are what the network says of one datagram that
+/// we have sent: nobody is there, or not yet, or the way does not take so long ones. It says so once, and the socket goes
+/// on.
+fn ends_the_socket(error: Errno) -> bool {
+    matches!(error, Errno::EBADF | Errno::ENOTSOCK | Errno::ENOTCONN | Errno::EFAULT | Errno::EINVAL)
+}
+
+fn carry(socket: &Socket, connection: &Connection, wake: &Wake, lost: &AtomicU64) -> io::Result<()> {
     let mut batch = Batch::new();
     while !wake.is_stopped() {
-        let mut empty = false;
+        let (mut empty, mut refusals) = (false, 0);
         while batch.len() < BURST && !empty {
             let Ok(mut slot) = batch.slot(MAX_FRAME) else { break };
             match socket.receive(slot.bytes_mut()) {
                 Ok(len) => slot.commit(len, Offload::NONE),
                 Err(Errno::EAGAIN) => empty = true,
-                // The other end is not there, or not yet: the network says so here.
-                Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
-                Err(error) => return Err(error.into()),
+                Err(Errno::EINTR) => {}
+                Err(error) if ends_the_socket(error) => return Err(error.into()),
+                Err(error) => {
+                    tracing::debug!(%error, "the network says that it has lost a frame of the link");
+                    lost.fetch_add(1, Ordering::Relaxed);
+                    refusals += 1;
+                    // Whoever can make the network say so again and again keeps no frames from going on.
+                    empty = refusals == BURST;
+                }
             }
         }
         if batch.is_empty() {
@@ -213,4 +233,29 @@ fn carry(socket: &Socket, connection: &Connection, wake: &Wake) -> io::Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_word_of_the_network_about_a_datagram_ends_a_link() {
+        let words = [
+            Errno::ECONNREFUSED,
+            Errno::EHOSTUNREACH,
+            Errno::ENETUNREACH,
+            Errno::EMSGSIZE,
+            Errno::EPROTO,
+            Errno::ENOPROTOOPT,
+            Errno::EHOSTDOWN,
+            Errno::ENONET,
+            Errno::EOPNOTSUPP,
+            Errno::EACCES,
+            Errno::ENOBUFS,
+            Errno::ENOMEM,
+        ];
+        assert_eq!(words.into_iter().find(|word| ends_the_socket(*word)), None);
+        assert!(ends_the_socket(Errno::EBADF) && ends_the_socket(Errno::ENOTSOCK));
+    }
 }
