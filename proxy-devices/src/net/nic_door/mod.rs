@@ -130,7 +130,7 @@ impl NicDoor {
             return Ok(());
         }
         match self.nic.send_batch(&frames).await {
-            // It is our fault that it was offered; the NIC's MTU may be another than the interface's for a second.
+            // The NIC's MTU, or what its provider does, may have changed since we looked.
             Err(NicError::FrameLength { .. } | NicError::NotOffered(_)) => {
                 tracing::debug!(interface = self.tap.name(), "a frame that the NIC does not take");
                 Ok(())

@@ -9,6 +9,10 @@ const ADDRESSES: usize = 12;
 const ETHERNET_HEADER: usize = 14;
 const TAG_TYPE: [u8; 2] = [0x81, 0x00];
 const IPV6_TYPE: [u8; 2] = [0x86, 0xdd];
+/// Protocols of IP, and the headers of IPv6 that may come before one: for each hop, for routers, for the destination.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const IPV6_OPTIONS: [u8; 3] = [0, 43, 60];
 /// Where TCP and UDP have their checksums.
 const TCP_FIELD: u16 = 16;
 const UDP_FIELD: u16 = 6;
@@ -30,22 +34,28 @@ pub(super) struct Outgoing {
     frames: Vec<(usize, TransmitInfo)>,
     /// The longest frames that the NIC cuts into segments, for IPv4 and for IPv6.
     longest: [usize; 2],
+    /// The longest of all others.
+    longest_plain: usize,
 }
 
 impl Outgoing {
     pub(super) fn new(info: &NicInfo) -> Self {
         let longest = [info.offloads.large_send_v4, info.offloads.large_send_v6]
             .map(|packet| usize::try_from(packet).unwrap_or(usize::MAX).saturating_add(ETHERNET_HEADER));
-        Self { bytes: Vec::new(), frames: Vec::new(), longest }
+        Self { bytes: Vec::new(), frames: Vec::new(), longest, longest_plain: info.longest_frame() }
     }
 
-    /// Takes these frames instead of those before.
+    /// Takes these frames instead of those before, without what the NIC does not send: its MTU may be another than the
+    /// interface's for a second.
     pub(super) fn translate(&mut self, batch: &Batch) {
         self.bytes.clear();
         self.frames.clear();
         for frame in batch.frames() {
             match frame.offload.segmentation {
                 Some(segmentation) => self.add_large(frame.bytes, segmentation),
+                None if frame.bytes.len() > self.longest_plain => {
+                    tracing::debug!(len = frame.bytes.len(), "a frame that is too long for the NIC");
+                }
                 None => self.add(&[frame.bytes], checksum(&frame)),
             }
         }
@@ -170,7 +180,6 @@ pub(super) fn incoming<'a>(frame: &ReceivedFrame, buffer: &'a mut [u8]) -> Optio
         _ => frame.read(ADDRESSES, &mut whole[ADDRESSES + tag..]).ok()?,
     }
     let tag_len = u16::try_from(tag).ok()?;
-    let good = ReceiveChecksum::TCP_SUCCEEDED | ReceiveChecksum::UDP_SUCCEEDED;
     let offload = match (info.large_send, info.checksum) {
         (Some(send), _) => {
             let tcp_offset = send.tcp_offset + tag_len;
@@ -181,12 +190,40 @@ pub(super) fn incoming<'a>(frame: &ReceivedFrame, buffer: &'a mut [u8]) -> Optio
             };
             Offload { checksum: Checksum::tcp(tcp_offset), segmentation: Some(segmentation), ..Offload::NONE }
         }
-        (None, Some(found)) if found.intersects(good) => {
-            Offload { checksum: Checksum::Valid, ..Offload::NONE }
-        }
-        (None, _) => Offload::NONE,
+        (None, Some(found)) => Offload { checksum: received_checksum(found, whole), ..Offload::NONE },
+        (None, None) => Offload::NONE,
     };
     Some((whole, offload))
+}
+
+/// What the kernel is told of a received frame's checksum. What never left the machine is right and may have no checksum
+/// yet, only the pseudo header's sum; if it is sent on from here, somebody has to fill it in.
+fn received_checksum(found: ReceiveChecksum, frame: &[u8]) -> Checksum {
+    let is_missing = found.intersects(ReceiveChecksum::LOOPBACK | ReceiveChecksum::TCP_VALUE_INVALID);
+    let udp = found.contains(ReceiveChecksum::UDP_SUCCEEDED);
+    match found.intersects(ReceiveChecksum::TCP_SUCCEEDED | ReceiveChecksum::UDP_SUCCEEDED) {
+        false => Checksum::Unknown,
+        true if !is_missing => Checksum::Valid,
+        true => missing(frame, udp).unwrap_or(Checksum::Unknown),
+    }
+}
+
+/// The checksum that a frame lacks; `None` if there is no such header where its protocols say.
+fn missing(frame: &[u8], udp: bool) -> Option<Checksum> {
+    let ip = ip_header(frame);
+    let ipv6 = frame.get(ip - 2..ip)? == IPV6_TYPE;
+    let mut at = ip + if ipv6 { 40 } else { 4 * usize::from(frame.get(ip)? & 0xf) };
+    let mut protocol = *frame.get(ip + if ipv6 { 6 } else { 9 })?;
+    // Each of these is 8 bytes or more, so that this ends with the frame.
+    while ipv6 && IPV6_OPTIONS.contains(&protocol) {
+        let extension: [u8; 2] = *frame.get(at..)?.first_chunk()?;
+        protocol = extension[0];
+        at += 8 * (usize::from(extension[1]) + 1);
+    }
+    let (expected, field) = if udp { (UDP, UDP_FIELD) } else { (TCP, TCP_FIELD) };
+    let is_there = protocol == expected && frame.len() >= at + usize::from(field) + 2;
+    let start = u16::try_from(at).ok().filter(|_| is_there)?;
+    Some(Checksum::Missing { start, field })
 }
 
 fn tag_of(vlan: Vlan) -> [u8; 4] {
@@ -213,7 +250,7 @@ mod tests {
     }
 
     fn outgoing(longest: usize) -> Outgoing {
-        Outgoing { bytes: Vec::new(), frames: Vec::new(), longest: [longest; 2] }
+        Outgoing { bytes: Vec::new(), frames: Vec::new(), longest: [longest; 2], longest_plain: 1514 }
     }
 
     fn one(bytes: &[u8], offload: Offload) -> Batch {
@@ -262,5 +299,72 @@ mod tests {
                 assert_eq!(wish.transport_offset, 54);
             }
         }
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_takes_no_others_with_it() {
+        let mut batch = Batch::new();
+        for len in [60, 9014, 1514] {
+            batch.push(&vec![0; len], Offload::NONE).unwrap();
+        }
+        let mut outgoing = outgoing(0);
+        outgoing.translate(&batch);
+        let lengths: Vec<_> = outgoing.frames().iter().map(|(frame, _)| frame.len()).collect();
+        assert_eq!(lengths, [60, 1514]);
+    }
+
+    /// A frame whose IP header says `protocol`, with these options of IPv6 before it.
+    fn carrying(protocol: u8, ipv6: bool, tagged: bool, options: bool) -> Vec<u8> {
+        let mut frame = vec![0; ADDRESSES];
+        if tagged {
+            frame.extend([0x81, 0, 0, 7]);
+        }
+        match (ipv6, options) {
+            (false, _) => {
+                frame.extend([8, 0, 0x46]);
+                frame.extend([0; 8]);
+                frame.extend([protocol; 1]);
+                frame.extend([0; 14]);
+            }
+            (true, false) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, protocol]);
+                frame.extend([0; 33]);
+            }
+            (true, true) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 0]);
+                frame.extend([0; 33]);
+                frame.extend([60, 1]);
+                frame.extend([0; 14]);
+                frame.extend([protocol, 0, 0, 0, 0, 0, 0, 0]);
+            }
+        }
+        frame
+    }
+
+    #[test]
+    fn a_checksum_that_was_never_filled_in_is_not_vouched_for() {
+        use ReceiveChecksum as Found;
+        let tcp = Found::TCP_SUCCEEDED | Found::TCP_VALUE_INVALID | Found::LOOPBACK;
+        let udp = Found::UDP_SUCCEEDED | Found::LOOPBACK;
+        for (ipv6, tagged, options) in [
+            (false, false, false),
+            (false, true, false),
+            (true, false, false),
+            (true, true, false),
+            (true, false, true),
+        ] {
+            for (protocol, said, field) in [(TCP, tcp, TCP_FIELD), (UDP, udp, UDP_FIELD)] {
+                let mut frame = carrying(protocol, ipv6, tagged, options);
+                let start = u16::try_from(frame.len()).unwrap();
+                assert_eq!(received_checksum(said, &frame), Checksum::Unknown, "cut off");
+                frame.extend([0; 20]);
+                assert_eq!(received_checksum(said, &frame), Checksum::Missing { start, field });
+                let checked = said & (Found::TCP_SUCCEEDED | Found::UDP_SUCCEEDED);
+                assert_eq!(received_checksum(checked, &frame), Checksum::Valid);
+                assert_eq!(received_checksum(Found::LOOPBACK, &frame), Checksum::Unknown);
+            }
+        }
+        let icmp = [carrying(1, false, false, false), vec![0; 40]].concat();
+        assert_eq!(received_checksum(tcp, &icmp), Checksum::Unknown, "no TCP");
     }
 }
