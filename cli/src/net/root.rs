@@ -32,8 +32,10 @@ enum Plugged {
 
 /// Makes the networks that a root was asked for, and offers their NICs.
 pub(crate) fn open(root: &Root, nets: &[NetConfig]) -> Result<Nets> {
+    NetConfig::check(nets)?;
     let (mut opened, mut switches) = (Nets::default(), Vec::<Switch>::new());
     for net in nets {
+        let mirror = mirror(nets, &net.name);
         // The same name is the same switch.
         let switch = match switches.iter().find(|other| other.name() == net.name) {
             Some(switch) => switch.clone(),
@@ -42,13 +44,13 @@ pub(crate) fn open(root: &Root, nets: &[NetConfig]) -> Result<Nets> {
                 switches.push(switch.clone());
                 let named = nets.iter().any(|other| other.name == net.name && !other.guests.is_empty());
                 if !named {
-                    offer_to_all(root, net, &switch)?;
+                    offer_to_all(root, net, &switch, mirror)?;
                 }
                 switch
             }
         };
-        plug(net, &switch, &mut opened.ports).with_context(|| format!("--net {}", net.name))?;
-        offer(root, net, &switch).with_context(|| format!("--net {}", net.name))?;
+        plug(net, &switch, mirror, &mut opened.ports).with_context(|| format!("--net {}", net.name))?;
+        offer(root, net, &switch, mirror).with_context(|| format!("--net {}", net.name))?;
     }
     if !switches.is_empty() {
         answer_for(root, switches);
@@ -56,9 +58,8 @@ pub(crate) fn open(root: &Root, nets: &[NetConfig]) -> Result<Nets> {
     Ok(opened)
 }
 
-fn plug(net: &NetConfig, switch: &Switch, ports: &mut Vec<Plugged>) -> Result<()> {
-    let settings =
-        |name: &str| PortSettings { vlan: vlan(net), mirror: mirror(net), ..PortSettings::new(name) };
+fn plug(net: &NetConfig, switch: &Switch, mirror: Mirror, ports: &mut Vec<Plugged>) -> Result<()> {
+    let settings = |name: &str| PortSettings { vlan: vlan(net), mirror, ..PortSettings::new(name) };
     let uplink = |name: &str| PortSettings { vlan: uplink_vlan(net), ..settings(name) };
     if let Some(path) = &net.capture {
         let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -96,11 +97,11 @@ pub(crate) fn open_tap(name: &str) -> Result<Tap> {
     })
 }
 
-fn offer(root: &Root, net: &NetConfig, switch: &Switch) -> Result<()> {
+fn offer(root: &Root, net: &NetConfig, switch: &Switch, mirror: Mirror) -> Result<()> {
     for nic in &net.guests {
         let mac = nic.mac.unwrap_or_else(|| mac_of(net, &nic.guest));
         let adapter = NetworkAdapter::new(&net.name, switch, mac)
-            .port(nic_settings(net, &nic.guest, mac))
+            .port(nic_settings(net, &nic.guest, mac, mirror))
             .only_for(nic.guest.as_str());
         root.offer(adapter)?;
     }
@@ -108,12 +109,12 @@ fn offer(root: &Root, net: &NetConfig, switch: &Switch) -> Result<()> {
 }
 
 /// A NIC for each guest, where it is not said who has one.
-fn offer_to_all(root: &Root, net: &NetConfig, switch: &Switch) -> Result<()> {
+fn offer_to_all(root: &Root, net: &NetConfig, switch: &Switch, mirror: Mirror) -> Result<()> {
     let each = net.clone();
     let adapter = NetworkAdapter::new(&net.name, switch, MacAddress::of_name(&net.name));
     root.offer(adapter.for_each_guest(move |client| {
         let mac = mac_of(&each, &client.name);
-        (mac, nic_settings(&each, &client.name, mac))
+        (mac, nic_settings(&each, &client.name, mac, mirror))
     }))?;
     Ok(())
 }
@@ -124,12 +125,12 @@ fn mac_of(net: &NetConfig, guest: &str) -> MacAddress {
 }
 
 /// How a guest's NIC is treated: as what it is, and nothing else, unless it is trusted.
-fn nic_settings(net: &NetConfig, guest: &str, mac: MacAddress) -> PortSettings {
+fn nic_settings(net: &NetConfig, guest: &str, mac: MacAddress, mirror: Mirror) -> PortSettings {
     let limit = net.limit.map(|limit| limit.rate());
     let guarded = if net.trust { Permission::Allowed } else { Permission::Denied };
     PortSettings {
         vlan: vlan(net),
-        mirror: mirror(net),
+        mirror,
         isolation: if net.private { Isolation::Private } else { Isolation::None },
         senders: if net.trust { Senders::Any } else { Senders::Only(vec![mac]) },
         dhcp_server: guarded,
@@ -141,20 +142,33 @@ fn nic_settings(net: &NetConfig, guest: &str, mac: MacAddress) -> PortSettings {
 }
 
 fn vlan(net: &NetConfig) -> VlanMode {
-    VlanMode::Access(net.vlan.unwrap_or(0))
+    VlanMode::Access(net.vlan.map_or(0, |vlan| vlan.0))
 }
 
 /// What leads to other networks carries all VLANs, unless it is said to be in one.
 fn uplink_vlan(net: &NetConfig) -> VlanMode {
     match net.vlan {
-        Some(vlan) => VlanMode::Access(vlan),
+        Some(vlan) => VlanMode::Access(vlan.0),
         None => VlanMode::Trunk { native: Some(0), tagged: VlanSet::all() },
     }
 }
 
-fn mirror(net: &NetConfig) -> Mirror {
-    match net.capture {
-        Some(_) => Mirror::Source(Mirrored::Sent),
-        None => Mirror::Off,
+/// A file of a network is of all of it, wherever it is listed.
+fn mirror(nets: &[NetConfig], name: &str) -> Mirror {
+    match nets.iter().any(|net| net.name == name && net.capture.is_some()) {
+        true => Mirror::Source(Mirrored::Sent),
+        false => Mirror::Off,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capture_has_what_is_listed_elsewhere_too() {
+        let nets = ["lan,for=alice", "lan,capture=lan.pcapng", "wan"].map(|net| net.parse().unwrap());
+        assert_eq!(mirror(&nets, "lan"), Mirror::Source(Mirrored::Sent));
+        assert_eq!(mirror(&nets, "wan"), Mirror::Off);
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct NetConfig {
     /// Guests that have a NIC; all without.
     #[serde(default, rename = "for")]
     pub(crate) guests: Vec<NicFor>,
-    pub(crate) vlan: Option<u16>,
+    pub(crate) vlan: Option<VlanId>,
     pub(crate) limit: Option<Limit>,
     #[serde(default)]
     pub(crate) private: bool,
@@ -43,6 +43,11 @@ pub(crate) struct NicFor {
     pub(crate) guest: String,
     pub(crate) mac: Option<MacAddress>,
 }
+
+/// A VLAN that something can be in: 1 to 4094.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u16")]
+pub(crate) struct VlanId(pub(crate) u16);
 
 /// Bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -85,6 +90,38 @@ impl FromStr for NetConfig {
 }
 
 impl NetConfig {
+    /// Refuses options that would do nothing.
+    ///
+    /// A network's NICs are made by the listings that name guests, or by its first listing if none does. In others, what
+    /// is said about NICs would be heard by nobody.
+    pub(crate) fn check(nets: &[Self]) -> Result<()> {
+        for (at, net) in nets.iter().enumerate() {
+            let (is_first, named) = (
+                nets[..at].iter().all(|other| other.name != net.name),
+                nets.iter().any(|other| other.name == net.name && !other.guests.is_empty()),
+            );
+            if net.capture.is_some()
+                && nets[..at].iter().any(|other| other.name == net.name && other.capture.is_some())
+            {
+                bail!("--net {}: one `capture` has all of a network", net.name);
+            }
+            let makes_nics = if named { !net.guests.is_empty() } else { is_first };
+            let has_doors =
+                net.host.is_some() || !net.tap.is_empty() || !net.passt.is_empty() || !net.link.is_empty();
+            let idle = [
+                ("private", net.private && !makes_nics),
+                ("trust", net.trust && !makes_nics),
+                ("limit", net.limit.is_some() && !makes_nics),
+                ("vlan", net.vlan.is_some() && !makes_nics && !has_doors),
+            ];
+            if let Some((option, _)) = idle.into_iter().find(|(_, is_idle)| *is_idle) {
+                let where_to = if named { "beside a `for=`" } else { "where the network is listed first" };
+                bail!("--net {}: `{option}` has no NIC to be for here: write it {where_to}", net.name);
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, option: &str) -> Result<()> {
         let Some((key, value)) = option.split_once('=') else {
             match option {
@@ -102,8 +139,9 @@ impl NetConfig {
             "passt" => self.passt.push(value.into()),
             "link" => self.link.push(value.parse()?),
             "vlan" => {
-                let vlan = value.parse().with_context(|| format!("`{value}` is no VLAN: 1 to 4094"))?;
-                ensure!(self.vlan.replace(vlan).is_none(), twice());
+                let vlan =
+                    value.parse::<u16>().with_context(|| format!("`{value}` is no VLAN: 1 to 4094"))?;
+                ensure!(self.vlan.replace(vlan.try_into()?).is_none(), twice());
             }
             "limit" => ensure!(self.limit.replace(value.parse()?).is_none(), twice()),
             "host" => ensure!(self.host.replace(value.parse()?).is_none(), twice()),
@@ -127,6 +165,15 @@ impl FromStr for NicFor {
             ensure!(mac.is_station(), "{mac} is no address of one NIC");
         }
         Ok(Self { guest: guest.into(), mac })
+    }
+}
+
+impl TryFrom<u16> for VlanId {
+    type Error = anyhow::Error;
+
+    fn try_from(vlan: u16) -> Result<Self> {
+        ensure!((1..=4094).contains(&vlan), "`{vlan}` is no VLAN: 1 to 4094");
+        Ok(Self(vlan))
     }
 }
 
@@ -234,6 +281,9 @@ mod tests {
             ",vlan=1",
             "host=10.0.0.1/24",
             "lan,vlan=x",
+            "lan,vlan=0",
+            "lan,vlan=4095",
+            "lan,vlan=70000",
             "lan,vlan=1,vlan=2",
             "lan,for=",
             "lan,for=@02:00:00:00:00:02",
@@ -250,5 +300,29 @@ mod tests {
         for bad in bad {
             assert!(bad.parse::<NetConfig>().is_err(), "{bad}");
         }
+        for vlan in [0, 4095] {
+            let file = format!("name = \"lan\"\nvlan = {vlan}");
+            assert!(toml::from_str::<NetConfig>(&file).is_err(), "{file}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_would_be_for_no_nic_is_refused() {
+        let check = |listings: &[&str]| {
+            let nets: Vec<NetConfig> = listings.iter().map(|listing| listing.parse().unwrap()).collect();
+            NetConfig::check(&nets).map_err(|error| error.to_string())
+        };
+        for option in ["private", "trust", "limit=1M", "vlan=7"] {
+            let said = |listings: &[&str]| check(listings).unwrap_err();
+            let again = said(&["lan", &format!("lan,{option}")]);
+            let name = option.split('=').next().unwrap();
+            assert!(again.contains(&format!("`{name}`")) && again.contains("first"), "{again}");
+            let beside = said(&[&format!("lan,{option}"), "lan,for=alice"]);
+            assert!(beside.contains("for="), "{beside}");
+            assert_eq!(check(&[&format!("lan,{option}"), "lan,tap=tap0", &format!("wan,{option}")]), Ok(()));
+            assert_eq!(check(&["lan,for=alice", &format!("lan,for=bob,{option}")]), Ok(()));
+        }
+        assert!(check(&["lan,capture=a", "lan,capture=b"]).is_err());
+        assert_eq!(check(&["lan,tap=tap0", "lan,vlan=7,tap=tap1"]), Ok(()), "the interface is in it");
     }
 }
