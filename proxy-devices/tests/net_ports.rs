@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -128,6 +128,34 @@ fn a_stream_that_announces_a_frame_beyond_all_bounds_is_closed() {
     let (mut router, _) = listener.accept().unwrap();
     router.write_all(&u32::MAX.to_be_bytes()).unwrap();
     assert_eq!(router.read(&mut [0]).unwrap(), 0, "the end");
+}
+
+#[test]
+fn a_stream_that_takes_nothing_any_more_is_ended_and_dialled_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("router.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let switch = Switch::new("lan");
+    let station = Station::at(&switch);
+    let port = stream_port(&switch, &path);
+    let (mut router, _) = listener.accept().unwrap();
+    eventually("the port is up", || port.is_up());
+    // It could still send, but hears nothing.
+    router.shutdown(Shutdown::Read).unwrap();
+    let frame = frame(MacAddress::BROADCAST, ALICE, 1, 60);
+    station.send(std::slice::from_ref(&frame));
+    listener.set_nonblocking(true).unwrap();
+    let mut again = None;
+    eventually("a new stream", || {
+        again = listener.accept().ok();
+        again.is_some()
+    });
+    assert!(router.write_all(&framed(&frame)).is_err(), "the old one has ended");
+    let (mut router, _) = again.unwrap();
+    router.set_nonblocking(false).unwrap();
+    eventually("the port is up again", || port.is_up());
+    station.send(std::slice::from_ref(&frame));
+    assert_eq!(read_frame(&mut router), frame);
 }
 
 #[test]

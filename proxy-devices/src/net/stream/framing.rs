@@ -83,8 +83,13 @@ impl Framer {
     /// Adds a frame; `false` if too much waits already.
     pub(super) fn add(&mut self, frame: &[u8]) -> bool {
         let Ok(len) = u32::try_from(frame.len()) else { return false };
-        if !self.bytes.is_empty() && self.bytes.len() + PREFIX + frame.len() > WAITING {
+        let fits = |waiting: &[u8]| waiting.is_empty() || waiting.len() + PREFIX + frame.len() <= WAITING;
+        if !fits(self.rest()) {
             return false;
+        }
+        if !fits(&self.bytes) {
+            self.bytes.drain(..self.written);
+            self.written = 0;
         }
         self.bytes.extend_from_slice(&len.to_be_bytes());
         self.bytes.extend_from_slice(frame);
@@ -148,6 +153,22 @@ mod tests {
         }
         assert_eq!(taken.len(), added * 1004);
         assert!(framer.add(&[7; 1000]), "there is room again");
+    }
+
+    #[test]
+    fn what_a_stream_has_taken_makes_room_before_it_has_taken_all() {
+        let mut framer = Framer::default();
+        let added = (0..10_000).take_while(|_| framer.add(&[7; 1000])).count();
+        let (mut stream, part) = (framer.rest()[..150_000].to_vec(), 150_000);
+        framer.taken(part);
+        let more = (0..10_000).take_while(|_| framer.add(&[8; 1000])).count();
+        assert!((148..=150).contains(&more), "{more}");
+        stream.extend_from_slice(framer.rest());
+        let wanted: Vec<u8> = [(7, added), (8, more)]
+            .into_iter()
+            .flat_map(|(byte, count)| [&[0, 0, 3, 0xe8][..], &[byte; 1000]].concat().repeat(count))
+            .collect();
+        assert!(stream == wanted, "in order");
     }
 
     #[test]

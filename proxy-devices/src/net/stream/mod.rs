@@ -4,6 +4,7 @@
 mod framing;
 
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -96,6 +97,15 @@ impl Socket {
         self.stream = stream;
     }
 
+    /// Ends a stream that takes nothing any more, both ways: whoever reads from it finds the end, too.
+    fn break_off(&mut self) {
+        if let Some(stream) = &self.stream {
+            // It may have ended by itself.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        self.plug(None);
+    }
+
     /// Writes what the stream takes. Does not wait.
     fn flush(&mut self) -> Result<(), Errno> {
         let Some(stream) = &self.stream else { return Ok(()) };
@@ -121,17 +131,27 @@ impl Port for Plug {
         if socket.stream.is_none() {
             return Delivered::link_down(frames);
         }
-        let (mut delivered, waited) = (Delivered::default(), !socket.framer.rest().is_empty());
+        let waited = !socket.framer.rest().is_empty();
+        let (mut delivered, mut failed, mut full) = (Delivered::default(), false, false);
         for frame in frames {
-            if socket.framer.add(frame.bytes) {
+            let mut added = !failed && socket.framer.add(frame.bytes);
+            if !added && !failed && !full {
+                failed = socket.flush().is_err();
+                added = !failed && socket.framer.add(frame.bytes);
+                // It takes no more until this is over, by all likelihood.
+                full = !added;
+            }
+            if added {
                 delivered.frames += 1;
                 delivered.bytes += frame.bytes.len();
+            } else if failed {
+                delivered.link_down += 1;
             }
         }
-        let failed = socket.flush().is_err();
+        failed = failed || socket.flush().is_err();
         let waits = !socket.framer.rest().is_empty();
         if failed {
-            socket.plug(None);
+            socket.break_off();
         }
         drop(socket);
         // Our thread finds the end of the stream by reading, and waits until there is room for what waits.
