@@ -122,6 +122,13 @@ impl Captures {
         if running.get(&request.switch).is_some_and(|capture| !capture.has_ended()) {
             return Err(("somebody captures there already".to_owned(), asked));
         }
+        // A switch shows all mirrored ports to all captures.
+        let is_shown = |port: &PortState| matches!(port.settings.mirror, Mirror::Source(_));
+        if request.port.is_some() && switch.ports().iter().any(is_shown) {
+            let why = "all of this network is captured already, and a capture beside that shows all of it, too: \
+                       ask without a port";
+            return Err((why.to_owned(), asked));
+        }
         let name = request.port.clone().unwrap_or_else(|| request.switch.clone());
         let options = CaptureOptions { name, longest: request.longest.unwrap_or(MAX_FRAME) };
         let mut view = View { switch: switch.clone(), port: request.port, shown: Vec::new() };
