@@ -320,7 +320,15 @@ impl Core {
         let Some(packet) = incoming.consumer.next()? else { return Ok(Next::Empty) };
         let next = match packet.kind {
             PacketKind::Completion => {
-                let mut reply = Reply::from_elem(0, packet.payload_len());
+                let len = packet.payload_len();
+                // Nobody waits for these, and a peer that is not trusted could pile up what nobody has asked for.
+                if len > Reply::new().inline_size()
+                    && incoming.side.is_root()
+                    && lock(&self.replies).is_tagged(packet.transaction_id)
+                {
+                    return Err(ChannelError::Protocol(format!("completed a packet with {len} bytes")));
+                }
+                let mut reply = Reply::from_elem(0, len);
                 packet.read_payload(0, &mut reply).map_err(short)?;
                 let tagged = lock(&self.replies).complete(packet.transaction_id, reply).map_err(|_| {
                     ChannelError::Protocol("completed a request that is not in flight".into())

@@ -157,6 +157,14 @@ impl Replies {
         !self.tagged.is_empty()
     }
 
+    /// Whether the reply to this request is for whoever collects tagged replies.
+    pub(crate) fn is_tagged(&mut self, id: u64) -> bool {
+        self.slot(id).is_ok_and(|(_, slot)| match slot.state {
+            State::Tagged { .. } => true,
+            State::Free | State::Waiting { .. } | State::Done(_) | State::Interrupted => false,
+        })
+    }
+
     /// The peer's completion of request `id`. `true` if it is for whoever collects tagged replies, and not yet told.
     pub(crate) fn complete(&mut self, id: u64, reply: Reply) -> Result<bool, UnknownId> {
         let (index, slot) = self.slot(id)?;

@@ -193,19 +193,34 @@ async fn a_packet_that_changes_while_it_is_read_is_one_of_both() {
     works(&world, &driver).await;
 }
 
+/// How a guest completes what it should not.
+enum Hostile {
+    Unknown(u64),
+    Twice,
+    /// With more than anybody keeps.
+    Long,
+}
+
 #[tokio::test]
-async fn a_completion_of_nothing_or_of_the_same_again_ends_the_channel_alone() {
+async fn a_completion_of_nothing_or_of_the_same_again_or_of_much_ends_the_channel_alone() {
     let world = World::with(|adapter| adapter.only_for("raw")).await;
-    for hostile in [Some(0), Some(4711), Some(u64::MAX), None] {
+    for hostile in [
+        Hostile::Unknown(0),
+        Hostile::Unknown(4711),
+        Hostile::Unknown(u64::MAX),
+        Hostile::Twice,
+        Hostile::Long,
+    ] {
         let mut raw = Raw::running(&world).await;
         world.peer.send([&frame(NIC, PEER, 1, 60)]);
         let delivered = raw.hear().await;
         match hostile {
-            Some(unknown) => raw.complete(unknown),
-            None => {
+            Hostile::Unknown(id) => raw.complete(id),
+            Hostile::Twice => {
                 raw.complete(delivered);
                 raw.complete(delivered);
             }
+            Hostile::Long => raw.complete_with(delivered, 97),
         }
         timeout(LONG, async {
             while world.adapter.statistics().is_some() {
@@ -217,8 +232,11 @@ async fn a_completion_of_nothing_or_of_the_same_again_ends_the_channel_alone() {
         drop(raw);
     }
     let mut next = Raw::running(&world).await;
-    world.peer.send([&frame(NIC, PEER, 2, 60)]);
-    next.hear().await;
+    for number in 0..3 {
+        world.peer.send([&frame(NIC, PEER, number, 60)]);
+        let delivered = next.hear().await;
+        next.complete_with(delivered, 96);
+    }
 }
 
 #[tokio::test]

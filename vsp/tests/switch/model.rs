@@ -156,17 +156,22 @@ impl Model {
                 .to
                 .and_then(|to| self.known.get(&(vlan, to)))
                 .filter(|(_, seen)| now.saturating_sub(*seen) <= AGEING);
-            let may = |to: usize| {
-                self.ports[to].as_ref().is_some_and(|receiver| {
-                    let (native, tagged) = match &receiver.vlan {
-                        VlanMode::Access(own) => (*own == vlan, false),
-                        VlanMode::Trunk { native, tagged } => (*native == Some(vlan), tagged.contains(vlan)),
-                    };
-                    to != port && (native || tagged) && sender.isolation.permits(receiver.isolation)
+            let carries = |to: usize| {
+                self.ports[to].as_ref().is_some_and(|receiver| match &receiver.vlan {
+                    VlanMode::Access(own) => *own == vlan,
+                    VlanMode::Trunk { native, tagged } => *native == Some(vlan) || tagged.contains(vlan),
                 })
             };
-            let receivers = match (at, sent.to) {
-                (Some((to, _)), _) => [*to].into_iter().filter(|to| may(*to)).collect(),
+            let is_mirror =
+                |to: usize| self.ports[to].as_ref().is_some_and(|port| port.mirror == Mirror::Destination);
+            let may = |to: usize| {
+                let receiver = self.ports[to].as_ref();
+                let isolated = receiver.is_none_or(|receiver| !sender.isolation.permits(receiver.isolation));
+                to != port && carries(to) && !isolated
+            };
+            let owner = sent.to.and_then(|to| self.owner(to)).filter(|to| carries(*to) && !is_mirror(*to));
+            let receivers = match (at.map(|(to, _)| *to).or(owner), sent.to) {
+                (Some(to), _) => [to].into_iter().filter(|to| may(*to)).collect(),
                 (None, to) => (0..PORTS)
                     .filter(|to| may(*to))
                     .filter(|port| {

@@ -62,6 +62,30 @@ fn a_trunk_gets_tags_beside_or_in_the_frame_as_it_takes_them() {
     world.assert_balance();
 }
 
+/// Its frames went to everybody but it.
+#[test]
+fn an_address_that_a_trunk_has_for_itself_is_found_before_it_sends() {
+    let world = World::new();
+    let senders = Senders::Only(vec![mac(1)]);
+    let owner = world.port_with(PortSettings { senders, ..trunk("owner", None, "10,20") });
+    let [a, b] = ["a", "b"].map(|name| world.port_with(access(name, 10)));
+    let other = world.port_with(access("other", 30));
+    a.send(&frame(mac(1), mac(2), "for the owner"));
+    assert_eq!([&owner, &b].map(|port| port.received().len()), [1, 0]);
+    other.send(&frame(mac(1), mac(3), "it is not in thirty"));
+    assert_eq!(owner.received().len(), 0);
+    assert_eq!(dropped(&other, DropReason::NoReceiver), 1);
+    let apart = PortSettings { isolation: Isolation::Private, ..access("apart", 10) };
+    let apart = world.port_with(apart);
+    owner
+        .connection
+        .reconfigure(PortSettings { isolation: Isolation::Private, ..owner.connection.settings() })
+        .expect("it is isolated");
+    apart.send(&frame(mac(1), mac(4), "it is isolated"));
+    assert_eq!(dropped(&apart, DropReason::Isolated), 1);
+    world.assert_balance();
+}
+
 #[test]
 fn a_trunk_sends_with_tags_beside_or_in_the_frame() {
     let world = World::new();

@@ -206,7 +206,8 @@ impl Sender<'_> {
         if to.is_group() {
             return Ok(Fate::Flood(Unknown::Group));
         }
-        let Some(slot) = known.find(Station::new(vlan, to.to_u64()), self.now) else {
+        let slot = known.find(Station::new(vlan, to.to_u64()), self.now);
+        let Some(slot) = slot.or_else(|| self.owner_in(to, vlan)) else {
             return Ok(Fate::Flood(Unknown::Station));
         };
         match self.tables.ports.member(slot) {
@@ -218,6 +219,15 @@ impl Sender<'_> {
             Some(_) => Ok(Fate::Port(slot)),
             None => Err(DropReason::NoReceiver),
         }
+    }
+}
+
+impl Sender<'_> {
+    /// The port that has an address for itself, where it carries this VLAN: a trunk's stations are there before they send.
+    fn owner_in(&self, address: MacAddress, vlan: u16) -> Option<usize> {
+        let slot = self.tables.addresses.owner(address)?;
+        let owner = self.tables.ports.member(slot)?;
+        (owner.settings.vlan.carries(vlan) && !owner.is_mirror()).then_some(slot)
     }
 }
 

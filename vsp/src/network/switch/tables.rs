@@ -132,7 +132,8 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn is_mirror(&self) -> bool {
+    /// Whether it gets what others mirror, and nothing else.
+    pub(super) fn is_mirror(&self) -> bool {
         match self.settings.mirror {
             Mirror::Destination => true,
             Mirror::Off | Mirror::Source(_) => false,
