@@ -253,6 +253,31 @@ async fn a_disk_under_load_moves_from_root_to_root_and_each_request_completes_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sub_channel_that_was_offered_before_a_move_opens_after_it() {
+    let mut world = World::new().await;
+    let primary = world.open_disk().await;
+    let _first = world.open_sub_channel(1).await;
+    let second = Device::class(SCSI_CLASS).subchannel(2);
+    timeout(LONG, world.guest.wait_for(second)).await.unwrap().unwrap();
+    world.moves().await;
+    let second = Arc::new(timeout(LONG, world.guest.open(second)).await.unwrap().expect("it opens"));
+    let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let guest = Arc::clone(&world.guest);
+    let (counter, until) = (Arc::clone(&done), Arc::clone(&stop));
+    let load = tokio::spawn(async move { load(second, &guest, 0, counter, until).await });
+    timeout(LONG, async {
+        while done.load(Ordering::Relaxed) < 10 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it answers");
+    stop.store(true, Ordering::Relaxed);
+    timeout(LONG, load).await.expect("every request ends").unwrap();
+    assert!(!primary.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_cannot_be_saved_is_withdrawn_and_comes_back() {
     let mut world = World::new().await;
     let disk = world.open_disk().await;

@@ -11,7 +11,7 @@ use vmbus_core::network::CLASS;
 
 use super::device::{Identity, Link};
 use super::nic::Nic;
-use super::nvsp::Limits;
+use super::nvsp::{Limits, Nvsp};
 use super::saved::SavedSession;
 use super::session::NetworkSession;
 use super::switch::{MacAddress, PortSettings, PortStatistics, Switch};
@@ -34,8 +34,9 @@ pub struct NetworkAdapter {
     port: PortSettings,
     each: Option<EachGuest>,
     state: Arc<AdapterState>,
-    /// What the channels of guests share that were restored here, as long as the primary ones are open.
-    restored: Mutex<HashMap<u32, Weak<Nic>>>,
+    /// What the channels of guests share that were restored here, as long as the primary ones are open, and how far those
+    /// had come.
+    restored: Mutex<HashMap<u32, (Weak<Nic>, Nvsp)>>,
 }
 
 /// What the NIC of a guest is, where each guest has one.
@@ -188,16 +189,25 @@ impl Provider for NetworkAdapter {
 
     fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<NetworkSession, Refusal> {
         let none = || Refusal::new("the saved network session is none");
-        let saved = SavedSession::decode_whole(state).ok_or_else(none)?;
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
         // The primary channel comes first, and with it what all of the guest's channels share.
-        let nic = if open.subchannel_index == 0 {
+        if open.subchannel_index == 0 {
+            let saved = SavedSession::decode_whole(state).ok_or_else(none)?;
             let nic = self.connect(client)?;
-            restored.insert(client.id, Arc::downgrade(&nic));
-            nic
-        } else {
-            let nic = restored.get(&client.id).and_then(Weak::upgrade);
-            nic.ok_or_else(|| Refusal::new("the primary channel was not restored"))?
+            let session = NetworkSession::restored(Arc::clone(&nic), saved, open).ok_or_else(none)?;
+            restored.insert(client.id, (Arc::downgrade(&nic), session.nvsp().clone()));
+            return Ok(session);
+        }
+        let primary = || Refusal::new("the primary channel was not restored");
+        let (nic, nvsp) = restored.get(&client.id).ok_or_else(primary)?;
+        let nic = nic.upgrade().ok_or_else(primary)?;
+        if open.subchannel_index > nvsp.sub_channels() {
+            return Err(Refusal::new("the guest has no such sub-channel"));
+        }
+        // One that was offered and not open has nothing of its own.
+        let saved = match state {
+            [] => SavedSession::new(nvsp),
+            state => SavedSession::decode_whole(state).ok_or_else(none)?,
         };
         NetworkSession::restored(nic, saved, open).ok_or_else(none)
     }

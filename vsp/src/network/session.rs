@@ -150,6 +150,11 @@ impl NetworkSession {
         }
     }
 
+    /// How far the conversation has come.
+    pub(super) fn nvsp(&self) -> &Nvsp {
+        &self.nvsp
+    }
+
     fn index(&self) -> u16 {
         match self.role {
             Role::Primary(_) => 0,

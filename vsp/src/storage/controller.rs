@@ -25,8 +25,8 @@ pub struct StorageController {
     limits: Limits,
     audience: Audience,
     units: Arc<Units>,
-    /// What the channels of guests share that were restored here, until they leave.
-    restored: Mutex<HashMap<u32, (Target, Family)>>,
+    /// What the channels of guests share that were restored here, until they leave, and how far the primary ones had come.
+    restored: Mutex<HashMap<u32, (Target, Family, Vstor)>>,
 }
 
 impl StorageController {
@@ -103,21 +103,23 @@ impl Provider for StorageController {
     }
 
     fn restore(&self, client: &Client, open: &OpenRequest, state: &[u8]) -> Result<StorageSession, Refusal> {
-        let saved = SavedSession::decode_whole(state);
-        let saved = saved.ok_or_else(|| Refusal::new("the saved storage session is none"))?;
-        let vstor = Vstor::restore(self.limits, &saved).map_err(Refusal::new)?;
+        let decoded = || {
+            let saved = SavedSession::decode_whole(state);
+            let saved = saved.ok_or_else(|| Refusal::new("the saved storage session is none"))?;
+            Vstor::restore(self.limits, &saved).map_err(Refusal::new)
+        };
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
         // The primary channel comes first, and with it what all of the guest's channels share.
-        let (role, target, family) = if open.subchannel_index == 0 {
-            let (target, family) = (Target::new(&self.units), Family::default());
-            restored.insert(client.id, (target.another(), family.clone()));
-            (Role::Primary, target, family)
-        } else {
-            let (target, family) = restored
-                .get(&client.id)
-                .ok_or_else(|| Refusal::new("the primary channel was not restored"))?;
-            (Role::SubChannel, target.another(), family.clone())
-        };
-        Ok(StorageSession::restored(vstor, target, &family, role))
+        if open.subchannel_index == 0 {
+            let (vstor, target, family) = (decoded()?, Target::new(&self.units), Family::default());
+            restored.insert(client.id, (target.another(), family.clone(), vstor.clone()));
+            return Ok(StorageSession::restored(vstor, target, &family, Role::Primary));
+        }
+        let primary = restored.get(&client.id);
+        let (target, family, vstor) =
+            primary.ok_or_else(|| Refusal::new("the primary channel was not restored"))?;
+        // One that was offered and not open has nothing of its own.
+        let vstor = if state.is_empty() { vstor.clone() } else { decoded()? };
+        Ok(StorageSession::restored(vstor, target.another(), family, Role::SubChannel))
     }
 }

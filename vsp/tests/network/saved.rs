@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::time::timeout;
-use vmbus_core::network::nvsp::{Message, Status};
-use vmbus_core::network::{Oid, rndis};
+use vmbus_channels::Device;
+use vmbus_core::network::nvsp::{ChannelType, Message, Status};
+use vmbus_core::network::{CLASS, Oid, rndis};
 use vmbus_vsp::network::Link;
 use vmbus_vsp::network::switch::{Batch, Offload};
 
-use crate::client::{Arrived, LONG, NIC, PEER, World, frame};
-use crate::scaling::{scale, table};
+use crate::client::{Arrived, LONG, NIC, PEER, SEND_SECTION, World, frame, message};
+use crate::scaling::{scale, scale_some, table};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nic_goes_on_with_what_its_guest_has_set_and_holds() {
@@ -114,6 +115,26 @@ async fn a_nic_with_sub_channels_moves_under_load_and_every_packet_is_answered()
     // Nobody asks for sub-channels twice, whichever root it is.
     let again = driver.ask(Message::SubchannelRequest { operation: 1, count: 1 }).await;
     assert_eq!(driver.host(&again), Message::SubchannelComplete { status: Status::FAILURE, count: 0 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sub_channel_that_was_offered_before_a_move_opens_after_it() {
+    let mut world = World::new().await;
+    let primary = world.running().await;
+    let _first = scale_some(&world, &primary, 2, 1).await;
+    world.moves().await;
+    let device = Device::class(CLASS).subchannel(2);
+    let channel = timeout(LONG, world.guest.open(device)).await.expect("an answer").expect("it opens");
+    let second = primary.sub_channel(channel);
+    // There are more channels bit by bit.
+    while table(&primary).await != std::array::from_fn(|entry| entry as u32 % 3) {}
+    let sent = frame(PEER, NIC, 1, 100);
+    let bytes = message(&sent, &[]);
+    primary.send.as_ref().unwrap().buffer().write(SEND_SECTION, &bytes).unwrap();
+    let packet = Message::Packet { channel: ChannelType::Data, section: 1, section_size: bytes.len() as u32 };
+    let pending = second.channel.send(&packet.encode(second.version), []).await.unwrap();
+    assert_eq!(second.status(pending).await, Status::SUCCESS);
+    assert_eq!(world.peer.sees(1).await[0].0, sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,11 @@ use crate::client::{Driver, LONG, NIC, PEER, SEND_SECTION, World, frame, infos, 
 
 /// Asks for sub-channels and opens them.
 pub(crate) async fn scale(world: &World, driver: &Driver, count: u16) -> Vec<Driver> {
+    scale_some(world, driver, count, count).await
+}
+
+/// Asks for `count` sub-channels, waits for them, and opens the first few.
+pub(crate) async fn scale_some(world: &World, driver: &Driver, count: u16, opened: u16) -> Vec<Driver> {
     let request = Message::SubchannelRequest { operation: 1, count: count.into() };
     let reply = driver.host(&driver.ask(request).await);
     assert_eq!(reply, Message::SubchannelComplete { status: Status::SUCCESS, count: count.into() });
@@ -22,6 +27,9 @@ pub(crate) async fn scale(world: &World, driver: &Driver, count: u16) -> Vec<Dri
     for index in 1..=count {
         let device = Device::class(CLASS).subchannel(index);
         timeout(LONG, world.guest.wait_for(device)).await.expect("an offer").unwrap();
+        if index > opened {
+            continue;
+        }
         channels.push(driver.sub_channel(world.guest.open(device).await.unwrap()));
     }
     channels
