@@ -66,6 +66,8 @@ pub(crate) struct Core {
     large_bytes: AtomicUsize,
     /// Answer in place of a request that was dropped unanswered.
     pub(super) abandoned: OnceLock<Bytes>,
+    /// How often arrivals were taken; counted under the lock of the incoming ring.
+    pub(super) batches: AtomicU64,
     /// Nobody receives: packets that want no answer are dropped.
     pub(super) deaf: AtomicBool,
     /// Why it ended, where that is more than an orderly end.
@@ -124,6 +126,7 @@ impl Core {
             in_flight: AtomicUsize::new(0),
             large_bytes: AtomicUsize::new(0),
             abandoned: OnceLock::new(),
+            batches: AtomicU64::new(0),
             deaf: AtomicBool::new(false),
             why: OnceLock::new(),
             lost: AtomicBool::new(false),

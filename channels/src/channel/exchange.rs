@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, lock};
@@ -25,6 +26,9 @@ pub struct Arrivals {
     pub requests: Vec<Request>,
     /// Its replies to tagged requests of ours, each with the tag, in their order.
     pub replies: Vec<(u64, Reply)>,
+    /// Where these stand among all that were taken from the channel: 0, 1 and so on. Threads that take at the same time
+    /// put them in order by it. `None` if that does not matter.
+    pub number: Option<u64>,
 }
 
 impl Arrivals {
@@ -112,10 +116,36 @@ enum Looked {
 
 impl Core {
     fn try_take(self: &Arc<Self>, into: &mut Arrivals) -> Result<usize, ChannelError> {
+        let mut incoming = match self.enter() {
+            Ok(incoming) => incoming,
+            Err(Untouchable::Closed) => return Err(self.ended()),
+            Err(Untouchable::Suspended) => return Ok(lock(&self.replies).take_tagged(&mut into.replies)),
+        };
         let before = into.len();
-        self.try_recv(AT_ONCE, &mut into.requests)?;
+        while into.requests.len() < AT_ONCE && !self.is_ending() {
+            match self.next_request(&mut incoming)? {
+                Ok(request) => into.requests.push(request),
+                Err(
+                    Nothing::Empty
+                    | Nothing::NoReply
+                    | Nothing::NoRoom
+                    | Nothing::AtLimit
+                    | Nothing::Held(_)
+                    | Nothing::NoRoot,
+                ) => break,
+            }
+        }
         lock(&self.replies).take_tagged(&mut into.replies);
+        self.number(into, before);
+        self.leave(incoming)?;
         Ok(into.len() - before)
+    }
+
+    /// Says where what was added stands. The lock of the incoming ring must be held since it was taken.
+    fn number(&self, into: &mut Arrivals, before: usize) {
+        if into.len() > before {
+            into.number = Some(self.batches.fetch_add(1, Ordering::Relaxed));
+        }
     }
 
     async fn take(
@@ -212,6 +242,7 @@ impl Core {
             }
             lock(&self.replies).take_tagged(&mut into.replies);
             if into.len() > before {
+                self.number(into, before);
                 return Some(Ok(true));
             }
             match room.map(|room| self.room_now(room)) {

@@ -1,6 +1,6 @@
 //! One channel of a NIC, without waits: what came goes in, and out comes what is to be sent.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -91,6 +91,9 @@ pub(super) struct Engine {
     inbox: VecDeque<ReceivedFrame>,
     statistics: NicStatistics,
     spare: Arrivals,
+    /// Which arrivals are next, and those that came before it: two tasks may take at a time.
+    next: u64,
+    early: BTreeMap<u64, Arrivals>,
 }
 
 impl Engine {
@@ -111,6 +114,8 @@ impl Engine {
             inbox: VecDeque::new(),
             statistics: NicStatistics::default(),
             spare: Arrivals::new(),
+            next: 0,
+            early: BTreeMap::new(),
         }
     }
 
@@ -284,6 +289,22 @@ impl Engine {
     /// # Errors
     /// Until the NIC is ready, what keeps it from being used; none after that.
     pub(super) fn absorb(&mut self, mut arrivals: Arrivals) -> Result<(), NicError> {
+        let Some(number) = arrivals.number.take() else { return self.absorb_next(arrivals) };
+        if number != self.next {
+            // Whoever has taken those before is about to bring them.
+            self.early.insert(number, arrivals);
+            return Ok(());
+        }
+        self.next += 1;
+        self.absorb_next(arrivals)?;
+        while let Some(arrivals) = self.early.remove(&self.next) {
+            self.next += 1;
+            self.absorb_next(arrivals)?;
+        }
+        Ok(())
+    }
+
+    fn absorb_next(&mut self, mut arrivals: Arrivals) -> Result<(), NicError> {
         for (tag, reply) in arrivals.replies.drain(..) {
             self.replied(tag, &reply)?;
         }

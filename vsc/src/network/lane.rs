@@ -70,16 +70,19 @@ impl Lane {
         &self,
         mut look: impl FnMut(&mut Engine) -> Result<Option<T>, NicError>,
     ) -> Result<T, NicError> {
+        // Most find at once what they want, and need not be told of changes.
+        let mut found = self.look(&mut look)?;
         loop {
+            if let Some(found) = found {
+                return Ok(found);
+            }
             let mut changed = pin!(self.changed.notified());
             let mut known = pin!(self.known.changed.notified());
             changed.as_mut().enable();
             known.as_mut().enable();
-            if self.known.is_over() {
-                return Err(ChannelError::Closed.into());
-            }
-            if let Some(found) = look(&mut self.engine())? {
-                return Ok(found);
+            found = self.look(&mut look)?;
+            if found.is_some() {
+                continue;
             }
             tokio::select! {
                 biased;
@@ -87,7 +90,18 @@ impl Lane {
                 () = known => {}
                 result = self.progress() => result?,
             }
+            found = self.look(&mut look)?;
         }
+    }
+
+    fn look<T>(
+        &self,
+        look: &mut impl FnMut(&mut Engine) -> Result<Option<T>, NicError>,
+    ) -> Result<Option<T>, NicError> {
+        if self.known.is_over() {
+            return Err(ChannelError::Closed.into());
+        }
+        look(&mut self.engine())
     }
 
     /// Sends frames; gives how many of them the NIC has taken, at least one of any, once the provider can see them.
@@ -113,15 +127,23 @@ impl Lane {
 
     /// Sends a frame if there is room for it now.
     pub(super) fn try_send(&self, frame: &[u8], info: &TransmitInfo) -> Result<bool, NicError> {
-        let mut engine = self.engine();
-        let taken = match engine.push(frame, info) {
-            Ok(()) => true,
-            Err(Refused::Full) => false,
-            Err(Refused::Error(error)) => return Err(error),
+        let push = || {
+            let mut engine = self.engine();
+            let taken = match engine.push(frame, info) {
+                Ok(()) => true,
+                Err(Refused::Full) => false,
+                Err(Refused::Error(error)) => return Err(error),
+            };
+            engine.seal();
+            self.flush(&mut engine)?;
+            Ok(taken)
         };
-        engine.seal();
-        self.flush(&mut engine)?;
-        Ok(taken)
+        if push()? {
+            return Ok(true);
+        }
+        // Nobody may have looked for what the provider has taken since.
+        self.poll()?;
+        push()
     }
 
     /// Takes the frames that wait, after at least one has come.

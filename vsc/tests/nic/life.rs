@@ -107,7 +107,12 @@ async fn a_nic_outlives_its_root() {
     // What the first root answers and delivers while it dies is lost.
     within("the second root", second.until(|seen| !seen.set.is_empty())).await;
     nic.send(&frame(2, 500), PLAIN).await.unwrap();
-    assert_eq!(bytes(&nic, 1).await, [frame(2, 500)]);
+    // The first may come a second time: its root has echoed it, and perhaps not said so.
+    let mut came = bytes(&nic, 1).await.remove(0);
+    if came == frame(1, 400) {
+        came = bytes(&nic, 1).await.remove(0);
+    }
+    assert_eq!(came, frame(2, 500));
     let seen = within("all settings", second.until(|seen| seen.set.len() >= 3)).await;
     for setting in asked.iter().filter(|(oid, _)| *oid != Oid::TCP_OFFLOAD_PARAMETERS) {
         assert!(seen.set.contains(setting), "{setting:?}");
@@ -129,7 +134,9 @@ async fn a_nic_outlives_its_root() {
         .encode(vmbus_core::network::Version::V6_1)
         .to_vec(),
     });
-    nic.keep_alive().await.unwrap();
+    while nic.statistics().malformed == 0 {
+        within("an answer", nic.keep_alive()).await.unwrap();
+    }
     assert_eq!(nic.statistics().malformed, 1);
 }
 

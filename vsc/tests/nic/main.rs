@@ -278,6 +278,23 @@ async fn who_sends_waits_while_the_provider_takes_nothing() {
 }
 
 #[tokio::test]
+async fn who_never_waits_sends_on_when_the_provider_has_taken_some() {
+    let world = World::new(Script { echo: false, max_messages: 1, ..Script::default() }).await;
+    let nic = world.open(NicOptions::new().send_bytes(10 * 6144)).await.unwrap();
+    let mut sent = 0;
+    let story = async {
+        while sent < 100 {
+            match nic.try_send(&frame(sent, 60), PLAIN).unwrap() {
+                true => sent += 1,
+                false => tokio::task::yield_now().await,
+            }
+        }
+    };
+    within("a hundred frames", story).await;
+    within("all of them", world.script.until(|seen| seen.frames.len() == 100)).await;
+}
+
+#[tokio::test]
 async fn frames_that_the_provider_refuses_are_counted() {
     let script =
         Script { frame_status: nvsp::Status::INVALID_RNDIS_PACKET, echo: false, ..Script::default() };

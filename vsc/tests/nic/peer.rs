@@ -1,6 +1,7 @@
 //! A provider of network devices that does what its script says: by the rules, echoing frames, unless a test wants
 //! otherwise.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -162,6 +163,7 @@ impl Provider for Peer {
     fn open(&self, _client: &Client, _open: &OpenRequest) -> Result<Conversation, Refusal> {
         self.0.opens.fetch_add(1, Ordering::Relaxed);
         let orders = self.0.orders.lock().unwrap().take();
+        let (back, returned) = mpsc::unbounded_channel();
         Ok(Conversation {
             script: Arc::clone(&self.0),
             orders,
@@ -170,6 +172,9 @@ impl Provider for Peer {
             receive: None,
             send: None,
             free: Vec::new(),
+            back,
+            returned,
+            backlog: VecDeque::new(),
             held: Vec::new(),
             shared: Arc::default(),
         })
@@ -184,6 +189,10 @@ pub(crate) struct Conversation {
     receive: Option<(u16, Borrowed)>,
     send: Option<Arc<Borrowed>>,
     free: Vec<u32>,
+    back: Back,
+    returned: mpsc::UnboundedReceiver<Returned>,
+    /// What waits for pieces.
+    backlog: VecDeque<(Vec<Vec<u8>>, ChannelType)>,
     held: Vec<Request>,
     /// What sub-channels use, too.
     shared: Arc<Mutex<Option<Arc<Borrowed>>>>,
@@ -192,7 +201,7 @@ pub(crate) struct Conversation {
 impl Session for Conversation {
     async fn serve(mut self, channel: Channel) -> Result<(), ChannelError> {
         let channel = Arc::new(channel);
-        let (back, mut pieces): (Back, _) = mpsc::unbounded_channel();
+        let back = self.back.clone();
         let mut orders = self.orders.take();
         let result = loop {
             let order = async {
@@ -208,11 +217,9 @@ impl Session for Conversation {
                     Err(error) => break Err(error),
                 },
                 Some(order) = order => self.carry_out(&channel, order, &back).await?,
-                Some((freed, kind)) = pieces.recv() => {
-                    self.free.extend(freed);
-                    if kind == ChannelType::Data {
-                        self.script.see(|seen| seen.completed += 1);
-                    }
+                Some(returned) = self.returned.recv() => {
+                    self.take_back(returned);
+                    self.deliver_backlog(&channel, &back).await?;
                 }
             }
         };
@@ -222,7 +229,9 @@ impl Session for Conversation {
     }
 }
 
-type Back = mpsc::UnboundedSender<(Vec<u32>, ChannelType)>;
+/// Pieces of a packet that the client has completed.
+type Returned = (Vec<u32>, ChannelType);
+type Back = mpsc::UnboundedSender<Returned>;
 
 impl Conversation {
     async fn packet(
@@ -292,6 +301,7 @@ impl Conversation {
                 let (script, shared) = (Arc::clone(&self.script), Arc::clone(&self.shared));
                 let admit = move |_: &OpenRequest| {
                     script.see(|seen| seen.sub_channels += 1);
+                    let (back, returned) = mpsc::unbounded_channel();
                     Ok(Conversation {
                         script: Arc::clone(&script),
                         orders: None,
@@ -300,6 +310,9 @@ impl Conversation {
                         receive: None,
                         send: shared.lock().unwrap().clone(),
                         free: Vec::new(),
+                        back,
+                        returned,
+                        backlog: VecDeque::new(),
                         held: Vec::new(),
                         shared: Arc::clone(&shared),
                     })
@@ -440,6 +453,8 @@ impl Conversation {
         }
     }
 
+    /// Delivers these, each in a piece of its own, as soon as there are pieces. Unlike a real provider this one drops
+    /// nothing; meanwhile it reads on, for pieces come back behind requests.
     async fn deliver(
         &mut self,
         channel: &Arc<Channel>,
@@ -447,28 +462,42 @@ impl Conversation {
         kind: ChannelType,
         back: &Back,
     ) -> Result<(), ChannelError> {
-        let (set_id, memory) = self.receive.as_ref().expect("a receive buffer");
-        let (mut ranges, mut pieces) = (Vec::new(), Vec::new());
-        for message in messages {
-            // As a real one does: there is nowhere to put it.
-            let Some(piece) = self.free.pop() else { break };
-            memory.write(piece as usize, message)?;
-            ranges.push(range(piece, u32::try_from(message.len()).unwrap()));
-            pieces.push(piece);
-        }
-        if ranges.is_empty() {
-            return Ok(());
-        }
-        let payload = nvsp::Message::Packet { channel: kind, section: NO_SECTION, section_size: 0 };
-        let payload = payload.encode(self.version.unwrap_or(Version::V6_1));
-        let sent = channel.send_transfer_pages(*set_id, &ranges, &payload).await?;
-        let back = back.clone();
-        tokio::spawn(async move {
-            if sent.reply().await.is_ok() {
-                let _ = back.send((pieces, kind));
+        self.backlog.push_back((messages.to_vec(), kind));
+        self.deliver_backlog(channel, back).await
+    }
+
+    async fn deliver_backlog(&mut self, channel: &Arc<Channel>, back: &Back) -> Result<(), ChannelError> {
+        while let Some((messages, kind)) = self.backlog.pop_front() {
+            let Some((set_id, memory)) = &self.receive else { return Ok(()) };
+            if messages.len() > self.free.len() {
+                self.backlog.push_front((messages, kind));
+                return Ok(());
             }
-        });
+            let (mut ranges, mut pieces) = (Vec::new(), Vec::new());
+            for message in &messages {
+                let piece = self.free.pop().expect("as many as there are messages");
+                memory.write(piece as usize, message)?;
+                ranges.push(range(piece, u32::try_from(message.len()).unwrap()));
+                pieces.push(piece);
+            }
+            let payload = nvsp::Message::Packet { channel: kind, section: NO_SECTION, section_size: 0 };
+            let payload = payload.encode(self.version.unwrap_or(Version::V6_1));
+            let sent = channel.send_transfer_pages(*set_id, &ranges, &payload).await?;
+            let back = back.clone();
+            tokio::spawn(async move {
+                if sent.reply().await.is_ok() {
+                    let _ = back.send((pieces, kind));
+                }
+            });
+        }
         Ok(())
+    }
+
+    fn take_back(&mut self, (pieces, kind): Returned) {
+        self.free.extend(pieces);
+        if kind == ChannelType::Data {
+            self.script.see(|seen| seen.completed += 1);
+        }
     }
 
     async fn carry_out(
