@@ -95,7 +95,7 @@ impl Lender {
     }
 }
 
-/// Memory that a guest lends its device under a name. Whoever has it should drop it when [`is_wanted_back`]
+/// Memory that a guest lends its device under a name. Whoever has it should drop it when [`is_wanted_back`](Self::is_wanted_back)
 /// (Self::is_wanted_back): the guest does not get its memory back before.
 pub struct Borrowed {
     pages: GuestPages,
