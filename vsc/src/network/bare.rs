@@ -6,7 +6,7 @@ use vmbus_core::network::nvsp;
 use super::conversation::{Action, Buffers, Conversation, Input};
 use super::error::NicError;
 use super::options::{NicInfo, NicOptions};
-use super::receive;
+use super::receive::{self, Division, Malformed};
 
 /// What a provider says.
 #[derive(Clone, Copy, Debug)]
@@ -87,10 +87,10 @@ impl BareNic {
     ) -> u64 {
         let Some(agreement) = self.conversation.dividing() else { return 0 };
         let each = |place: receive::Place| each(&place.parts, place.len);
-        receive::visit(memory, self.receive_len, agreement.piece_size, ranges, each)
+        receive::visit(memory, &Division::new(self.receive_len, &agreement), ranges, each)
     }
 
-    /// Hears the messages about the device that a packet names; gives how many were none.
+    /// Hears the message about the device that a packet names; gives how many were none.
     ///
     /// # Errors
     /// As [`hear`](Self::hear).
@@ -100,13 +100,9 @@ impl BareNic {
         ranges: &[(u32, u32)],
     ) -> Result<u64, NicError> {
         let Some(agreement) = self.conversation.dividing() else { return Ok(0) };
-        let mut messages = Vec::new();
-        let malformed = receive::control(memory, self.receive_len, agreement.piece_size, ranges, |message| {
-            messages.push(message.to_vec());
-        });
-        for message in messages {
-            self.hear(Said::Control(&message))?;
+        match receive::control(memory, &Division::new(self.receive_len, &agreement), ranges) {
+            Ok(message) => self.hear(Said::Control(&message)).map(|()| 0),
+            Err(Malformed) => Ok(1),
         }
-        Ok(malformed)
     }
 }

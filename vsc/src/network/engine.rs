@@ -11,7 +11,7 @@ use vmbus_core::network::nvsp::{self, ChannelType, NO_SECTION, Sender};
 use super::conversation::{Action, Conversation, Event, Input};
 use super::error::NicError;
 use super::known::Known;
-use super::receive::{Packet, ReceivedFrame};
+use super::receive::{Malformed, Packet, ReceivedFrame};
 use super::tags::Tag;
 use super::transmit::{Load, Refused, Transmit, TransmitInfo, succeeded};
 
@@ -361,18 +361,18 @@ impl Engine {
         };
         let packet = agreement.and_then(|it| Packet::new(request, &known.pieces, &it));
         let Some(packet) = packet else {
-            // Of a root that is gone, or from nowhere.
+            // Of a root that is gone, from nowhere, or more than there can be.
             self.statistics.malformed += 1;
             return Ok(());
         };
         match channel {
             ChannelType::Data => self.packets.push_back(packet),
             ChannelType::Control => {
-                let mut messages = Vec::new();
-                self.statistics.malformed += packet.control(|message| messages.push(message.to_vec()));
+                let message = packet.control();
                 drop(packet);
-                for message in messages {
-                    self.hear(Input::Control(&message))?;
+                match message {
+                    Ok(message) => self.hear(Input::Control(&message))?,
+                    Err(Malformed) => self.statistics.malformed += 1,
                 }
             }
         }

@@ -22,6 +22,8 @@ const HEAD: usize = 128;
 const LONGEST_INFO: usize = 1024;
 /// Bytes of an Ethernet header.
 const SHORTEST_FRAME: usize = 14;
+/// The longest IP packet with an Ethernet header and a VLAN tag: no frame is longer, coalesced or not.
+const LONGEST_FRAME: usize = 65_535 + SHORTEST_FRAME + 4;
 
 /// What the provider has found out about a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +79,36 @@ impl Pieces {
     }
 }
 
+/// What is known of the receive buffer, and what a packet may say of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Division {
+    /// Bytes of the buffer, and of a piece of it.
+    len: usize,
+    piece_size: u32,
+    /// Whether we asked for coalesced segments.
+    coalesces: bool,
+}
+
+impl Division {
+    pub(super) fn new(len: usize, agreement: &Agreement) -> Self {
+        Self { len, piece_size: agreement.piece_size, coalesces: agreement.coalesces }
+    }
+
+    /// Whether one packet can have all of these ranges: they would not find room in the buffer beside each other if they
+    /// are more than there are pieces, or longer in all than it is.
+    fn admits(&self, ranges: &[(u32, u32)]) -> bool {
+        let pieces = self.len / (self.piece_size.max(1) as usize);
+        let sum: u64 = ranges.iter().map(|(_, len)| u64::from(*len)).sum();
+        ranges.len() <= pieces && sum <= u64::try_from(self.len).unwrap_or(u64::MAX)
+    }
+
+    /// Whether a range is within one piece, as far as a client can know.
+    fn check(&self, (offset, len): (u32, u32)) -> Result<(), Malformed> {
+        let end = (offset as usize).checked_add(len as usize).ok_or(Malformed)?;
+        if end <= self.len && len <= self.piece_size { Ok(()) } else { Err(Malformed) }
+    }
+}
+
 /// Where a frame is: parts of the buffer, one but for coalesced ones.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Place {
@@ -94,17 +126,18 @@ pub(super) struct Malformed;
 pub(super) struct Packet {
     request: Request,
     pieces: Arc<Pieces>,
-    piece_size: u32,
+    division: Division,
     reign: u32,
 }
 
 impl Packet {
-    /// `None`: it is not in the buffer that the present root knows.
+    /// `None`: it is not in the buffer that the present root knows, or says more than there is room for in it.
     pub(super) fn new(request: Request, pieces: &Arc<Pieces>, agreement: &Agreement) -> Option<Self> {
         let reign = pieces.reign();
-        let (set_id, _) = request.transfer_pages()?;
-        let (pieces, piece_size) = (Arc::clone(pieces), agreement.piece_size);
-        (set_id == name(reign)).then_some(Self { request, pieces, piece_size, reign })
+        let (set_id, ranges) = request.transfer_pages()?;
+        let (pieces, division) = (Arc::clone(pieces), Division::new(pieces.buffer.len(), agreement));
+        let fits = set_id == name(reign) && division.admits(ranges);
+        fits.then_some(Self { request, pieces, division, reign })
     }
 
     /// Messages in it.
@@ -122,30 +155,28 @@ impl Packet {
 
     /// Visits the frames in it; gives how many messages were none.
     pub(super) fn visit(&self, each: impl FnMut(Place)) -> u64 {
-        let buffer = &self.pieces.buffer;
-        visit(buffer.mapping(), buffer.len(), self.piece_size, self.ranges(), each)
+        visit(self.pieces.buffer.mapping(), &self.division, self.ranges(), each)
     }
 
-    /// Copies the messages about the device out; gives how many were none.
-    pub(super) fn control(&self, each: impl FnMut(&[u8])) -> u64 {
-        let buffer = &self.pieces.buffer;
-        control(buffer.mapping(), buffer.len(), self.piece_size, self.ranges(), each)
+    /// Copies the message about the device out.
+    pub(super) fn control(&self) -> Result<Vec<u8>, Malformed> {
+        control(self.pieces.buffer.mapping(), &self.division, self.ranges())
     }
 }
 
-/// Visits the frames in these ranges of the first `len` bytes of `memory`; gives how many messages were none.
+/// Visits the frames in these ranges of `memory`; gives how many messages were none.
 pub(super) fn visit(
     memory: &impl SharedMemory,
-    len: usize,
-    piece_size: u32,
+    division: &Division,
     ranges: &[(u32, u32)],
     mut each: impl FnMut(Place),
 ) -> u64 {
     let mut malformed = 0;
     let mut coalescing = Coalescing::default();
     for &range in ranges {
-        match find(memory, len, piece_size, range) {
+        match find(memory, division, range) {
             Ok((place, None)) => each(place),
+            Ok((_, Some(_))) if !division.coalesces => malformed += 1,
             Ok((place, Some(fragment))) => match coalescing.add(place, fragment) {
                 Ok(Some(whole)) => each(whole),
                 Ok(None) => {}
@@ -157,27 +188,20 @@ pub(super) fn visit(
     malformed + u64::from(coalescing.begun.is_some())
 }
 
-/// Copies the messages about the device in these ranges out; gives how many were none.
+/// Copies the message about the device out: such a packet has one.
 pub(super) fn control(
     memory: &impl SharedMemory,
-    len: usize,
-    piece_size: u32,
+    division: &Division,
     ranges: &[(u32, u32)],
-    mut each: impl FnMut(&[u8]),
-) -> u64 {
-    let mut malformed = 0;
-    for &range in ranges {
-        let (offset, message_len) = range;
-        let fits = check(len, piece_size, range).is_ok() && message_len <= LONGEST_CONTROL;
-        if !fits || (message_len as usize) < HEADER_SIZE {
-            malformed += 1;
-            continue;
-        }
-        let mut message = vec![0; message_len as usize];
-        memory.read(offset as usize, &mut message);
-        each(&message);
+) -> Result<Vec<u8>, Malformed> {
+    let &[(offset, len)] = ranges else { return Err(Malformed) };
+    division.check((offset, len))?;
+    if len > LONGEST_CONTROL || (len as usize) < HEADER_SIZE {
+        return Err(Malformed);
     }
-    malformed
+    let mut message = vec![0; len as usize];
+    memory.read(offset as usize, &mut message);
+    Ok(message)
 }
 
 /// A frame of coalesced segments that has begun.
@@ -198,6 +222,9 @@ impl Coalescing {
             (false, Some((packet, mut whole))) if packet == fragment.packet => {
                 whole.parts.extend(place.parts);
                 whole.len = whole.len.saturating_add(place.len);
+                if whole.len > LONGEST_FRAME {
+                    return Err(Malformed);
+                }
                 whole
             }
             (false, Some(_) | None) => return Err(Malformed),
@@ -212,28 +239,21 @@ impl Coalescing {
     }
 }
 
-/// Whether a range is within one piece, as far as a client can know.
-fn check(buffer: usize, piece_size: u32, (offset, len): (u32, u32)) -> Result<(), Malformed> {
-    let end = (offset as usize).checked_add(len as usize).ok_or(Malformed)?;
-    if end <= buffer && len <= piece_size { Ok(()) } else { Err(Malformed) }
-}
-
 /// The frame of the message in this range.
 #[inline]
 fn find(
     memory: &impl SharedMemory,
-    buffer: usize,
-    piece_size: u32,
+    division: &Division,
     (offset, len): (u32, u32),
 ) -> Result<(Place, Option<RscFragment>), Malformed> {
-    check(buffer, piece_size, (offset, len))?;
+    division.check((offset, len))?;
     let (at, len) = (offset as usize, len as usize);
     let mut head = [0; HEAD];
     let there = len.min(HEAD);
     memory.read(at, &mut head[..there]);
     let header = head[..there].first_chunk::<PACKET_HEADER_SIZE>().ok_or(Malformed)?;
     let header = PacketHeader::parse(header, len).map_err(|_| Malformed)?.ok_or(Malformed)?;
-    if header.frame.is_empty() {
+    if header.frame.is_empty() || header.frame.len() > LONGEST_FRAME {
         return Err(Malformed);
     }
     let (info, fragment) = match head[..there].get(header.info.clone()) {

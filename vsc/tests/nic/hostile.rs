@@ -2,7 +2,7 @@
 
 use vmbus_core::network::nvsp::{self, ChannelType, NO_SECTION};
 use vmbus_core::network::rndis::{self, Status};
-use vmbus_core::network::{PacketInfo, Version};
+use vmbus_core::network::{PacketInfo, RscFragment, Version};
 use vmbus_vsc::NicOptions;
 
 use super::peer::{Order, Script, done, message};
@@ -114,6 +114,65 @@ async fn packets_that_lie_are_given_back_and_counted() {
     // And it goes on.
     world.script.order(Order::Deliver(vec![good.clone()]));
     assert_eq!(bytes(&nic, 1).await, [frame(1, 60)]);
+}
+
+#[tokio::test]
+async fn a_packet_says_no_more_than_the_buffer_holds() {
+    const PIECE: u32 = 1 << 20;
+    let script = Script { piece_size: PIECE, echo: false, ..Script::default() };
+    let world = World::new(script).await;
+    let nic = world.open(NicOptions::new().receive_bytes(8 * PIECE as usize).coalescing()).await.unwrap();
+    let raw = |bytes: Vec<u8>, ranges: Vec<(u32, u32)>, kind| Order::Raw {
+        bytes,
+        set_id: None,
+        ranges,
+        payload: packet(kind),
+    };
+    let part = |first, last| PacketInfo::Rsc(RscFragment { sub_allocation: true, first, last, packet: 1 });
+    let (first, more) = (message(&frame(1, 40_000), &[part(true, false)]), part(false, true));
+    let len = u32::try_from(first.len()).unwrap();
+    let both = [first, message(&frame(2, 40_000), &[more])].concat();
+    let good = message(&frame(1, 60), &[]);
+    let short = u32::try_from(good.len()).unwrap();
+    let longest = |len| message(&vec![0; len], &[]);
+    let mut asks = Vec::new();
+    rndis::Message::KeepAlive { request: 1 }.encode(&mut asks);
+    let asks_len = u32::try_from(asks.len()).unwrap();
+    let (data, control) = (ChannelType::Data, ChannelType::Control);
+    let lies = [
+        // The same bytes time and again.
+        raw(good.clone(), vec![(0, short); 9], data),
+        raw(good.clone(), [vec![(0, PIECE); 7], vec![(PIECE / 2, PIECE); 2]].concat(), data),
+        raw(asks.clone(), vec![(0, asks_len); 2], control),
+        raw(asks, Vec::new(), control),
+        // More than any IP packet, at once or in parts.
+        raw(longest(65_554), vec![(0, 65_554 + 44)], data),
+        raw(both, vec![(0, len), (len, len)], data),
+    ];
+    for (number, lie) in lies.into_iter().enumerate() {
+        world.script.order(lie);
+        within("the lie", world.script.until(|seen| seen.completed == number)).await;
+        nic.keep_alive().await.unwrap();
+        let found = u64::try_from(number + 1).unwrap();
+        assert_eq!((nic.statistics().malformed, nic.statistics().received), (found, 0), "lie {number}");
+    }
+    assert_eq!(world.script.seen().kept_alive, 0, "a packet about the device has one message");
+    world.script.order(raw(longest(65_553), vec![(0, 65_553 + 44)], data));
+    assert_eq!(frames(&nic, 1).await[0].len(), 65_553);
+}
+
+#[tokio::test]
+async fn segments_that_nobody_asked_to_be_coalesced_are_no_frame() {
+    let world = World::new(Script { echo: false, ..Script::default() }).await;
+    let nic = world.nic().await;
+    let part = |first, last| PacketInfo::Rsc(RscFragment { sub_allocation: true, first, last, packet: 1 });
+    world.script.order(Order::Deliver(vec![
+        message(&frame(1, 600), &[part(true, false)]),
+        message(&frame(2, 600), &[part(false, true)]),
+        message(&frame(3, 60), &[]),
+    ]));
+    assert_eq!(bytes(&nic, 1).await, [frame(3, 60)]);
+    assert_eq!(nic.statistics().malformed, 2);
 }
 
 #[tokio::test]

@@ -61,6 +61,8 @@ pub(in super::super) struct Agreement {
     pub(in super::super) max_transfer: u32,
     /// Messages in one packet begin at multiples of this.
     pub(in super::super) alignment: u32,
+    /// Whether we take coalesced segments.
+    pub(in super::super) coalesces: bool,
 }
 
 impl Agreement {
@@ -116,6 +118,7 @@ impl BringUp {
                 max_messages: 1,
                 max_transfer: 0,
                 alignment: 1,
+                coalesces: false,
             },
             info: NicInfo {
                 version: first,
@@ -256,13 +259,14 @@ impl Conversation {
     }
 
     fn agreed(&mut self, version: Version) {
+        self.bring_up.agreement.coalesces = version >= Version::V6_1 && self.bring_up.coalescing;
         if version >= Version::V2 {
             let mut capabilities = Capabilities::IEEE_8021Q;
             if version >= Version::V5 {
                 // Without it no link speed is told.
                 capabilities |= Capabilities::TEAMING;
             }
-            if version >= Version::V6_1 && self.bring_up.coalescing {
+            if self.bring_up.agreement.coalesces {
                 capabilities |= Capabilities::RSC;
             }
             self.tell(&nvsp::Message::NdisConfig { mtu: self.bring_up.frame_size, capabilities });
