@@ -23,6 +23,8 @@ pub(super) const CONTROL_SLOT: usize = 4096;
 const CONTROLS_WAITING: usize = 64;
 /// Frames that wait for who receives them; of more, the newest are dropped.
 const FRAMES_WAITING: usize = 4096;
+/// Packets that they may be in: a channel holds 1024 requests at most, and the answers to ours are among them.
+const PACKETS_WAITING: usize = 768;
 
 /// What has passed a NIC. All numbers count from its opening on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub(super) struct Engine {
     asked: usize,
     packets: VecDeque<Packet>,
     inbox: VecDeque<ReceivedFrame>,
+    /// Packets that those in it came with.
+    unpacked: usize,
     statistics: NicStatistics,
     spare: Arrivals,
     /// Which arrivals are next, and those that came before it: two tasks may take at a time.
@@ -112,6 +116,7 @@ impl Engine {
             asked: 0,
             packets: VecDeque::new(),
             inbox: VecDeque::new(),
+            unpacked: 0,
             statistics: NicStatistics::default(),
             spare: Arrivals::new(),
             next: 0,
@@ -401,13 +406,23 @@ impl Engine {
         self.packets.clear();
     }
 
+    /// Gives those back unread that are too many to wait for who receives them.
+    pub(super) fn drop_late_packets(&mut self) {
+        let late = self.packets.drain(PACKETS_WAITING.min(self.packets.len())..);
+        self.statistics.overrun += late.map(|packet| u64::try_from(packet.len()).unwrap_or(0)).sum::<u64>();
+    }
+
     /// Makes frames of the packets, for whoever receives them one by one.
     pub(super) fn unpack(&mut self) {
+        if self.inbox.is_empty() {
+            self.unpacked = 0;
+        }
         while let Some(packet) = self.packets.pop_front() {
-            if self.inbox.len() >= FRAMES_WAITING {
+            if self.inbox.len() >= FRAMES_WAITING || self.unpacked >= PACKETS_WAITING {
                 self.statistics.overrun += u64::try_from(packet.len()).unwrap_or(0);
                 continue;
             }
+            self.unpacked += 1;
             let packet = Arc::new(packet);
             let (inbox, statistics) = (&mut self.inbox, &mut self.statistics);
             let malformed = packet.visit(|place| {
@@ -422,6 +437,19 @@ impl Engine {
     /// The frames that wait.
     pub(super) fn inbox(&mut self) -> &mut VecDeque<ReceivedFrame> {
         &mut self.inbox
+    }
+
+    /// Of the frames that were visited, so many were not taken.
+    #[cfg(feature = "smoltcp")]
+    pub(super) fn overrun(&mut self, frames: u64, bytes: u64) {
+        self.statistics.overrun += frames;
+        self.statistics.received = self.statistics.received.saturating_sub(frames);
+        self.statistics.received_bytes = self.statistics.received_bytes.saturating_sub(bytes);
+    }
+
+    /// How many channels can have memory of their own to send from, of what this one has.
+    pub(super) fn most_lanes(&self) -> usize {
+        self.transmit.as_ref().map_or(1, Transmit::most_lanes)
     }
 
     /// What a visit to a packet has found.

@@ -117,9 +117,7 @@ impl NicQueue {
     /// # Errors
     /// [`NicError::Channel`]: the bus is gone.
     pub fn receive(&mut self, mut each: impl FnMut(FrameView<'_>)) -> Result<u64, NicError> {
-        let mut arrivals = self.engine.spare();
-        self.channel.try_take(&mut arrivals)?;
-        self.take(arrivals)?;
+        self.poll()?;
         let (mut frames, mut bytes, mut malformed) = (0, 0, 0);
         while let Some(packet) = self.engine.next_packet() {
             malformed += packet.visit(|place| {
@@ -147,6 +145,13 @@ impl NicQueue {
             Err(NicError::Channel(ChannelError::TimedOut)) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes what has come, without waiting; frames wait for [`receive`](Self::receive).
+    pub(super) fn poll(&mut self) -> Result<(), NicError> {
+        let mut arrivals = self.engine.spare();
+        self.channel.try_take(&mut arrivals)?;
+        self.take(arrivals)
     }
 
     fn wait_on(&mut self, timeout: Option<Duration>) -> Result<(), NicError> {
@@ -211,7 +216,10 @@ impl NicQueue {
             if self.known.pieces.reign() != reign {
                 break NicError::Interrupted;
             }
-            match self.wait_on(Some(LOOK_FOR_A_ROOT)) {
+            let waited = self.wait_on(Some(LOOK_FOR_A_ROOT));
+            // Nobody receives meanwhile.
+            self.engine.drop_late_packets();
+            match waited {
                 Ok(()) | Err(NicError::Channel(ChannelError::TimedOut)) => {}
                 Err(error) => break error,
             }
@@ -237,6 +245,19 @@ impl NicQueue {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(feature = "smoltcp")]
+impl NicQueue {
+    /// Bytes of the receive buffer.
+    pub(super) fn receive_bytes(&self) -> usize {
+        self.known.pieces.buffer().len()
+    }
+
+    /// So many of the frames that were shown were not taken.
+    pub(super) fn overrun(&mut self, frames: u64, bytes: u64) {
+        self.engine.overrun(frames, bytes);
     }
 }
 

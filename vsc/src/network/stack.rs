@@ -20,6 +20,7 @@ const SPARE: usize = 64;
 #[derive(Debug)]
 pub struct NicDevice {
     queue: NicQueue,
+    /// No more than the receive buffer holds.
     came: VecDeque<Vec<u8>>,
     spare: Vec<Vec<u8>>,
     scratch: Vec<u8>,
@@ -45,15 +46,28 @@ impl NicDevice {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        if self.came.is_empty() {
+        // Without room for an answer the stack does nothing with what is there already.
+        if self.came.is_empty() || !self.queue.has_room() {
             self.queue.wait(timeout)?;
         }
         Ok(())
     }
 
+    /// Takes frames, when there are none.
     fn take(&mut self) {
         let Self { queue, came, spare, failure, .. } = self;
+        let (mut frames, mut bytes) = (queue.info().pieces, queue.receive_bytes());
+        let (mut lost, mut lost_bytes) = (0, 0);
         let taken = queue.receive(|frame| {
+            // A provider that names a piece more than once could make them any number.
+            let (Some(frames_left), Some(bytes_left)) =
+                (frames.checked_sub(1), bytes.checked_sub(frame.len()))
+            else {
+                lost += 1;
+                lost_bytes += u64::try_from(frame.len()).unwrap_or(0);
+                return;
+            };
+            (frames, bytes) = (frames_left, bytes_left);
             let mut bytes = spare.pop().unwrap_or_default();
             bytes.resize(frame.len(), 0);
             // One that went with its root is none.
@@ -61,9 +75,20 @@ impl NicDevice {
                 came.push_back(bytes);
             }
         });
+        queue.overrun(lost, lost_bytes);
         if let Err(error) = taken {
             failure.get_or_insert(error);
         }
+    }
+
+    /// Whether a frame finds room, once it is known what the provider has taken by now.
+    fn makes_room(&mut self) -> bool {
+        if !self.queue.has_room()
+            && let Err(error) = self.queue.poll()
+        {
+            self.failure.get_or_insert(error);
+        }
+        self.queue.has_room()
     }
 }
 
@@ -84,7 +109,7 @@ impl Device for NicDevice {
             self.take();
         }
         // An answer needs room, too.
-        if !self.queue.has_room() {
+        if !self.makes_room() {
             return None;
         }
         let bytes = self.came.pop_front()?;
@@ -93,11 +118,9 @@ impl Device for NicDevice {
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<Sending<'_>> {
-        if !self.queue.has_room() {
-            self.take();
-        }
+        let has_room = self.makes_room();
         let Self { queue, scratch, failure, .. } = self;
-        queue.has_room().then_some(Sending { queue, scratch, failure })
+        has_room.then_some(Sending { queue, scratch, failure })
     }
 }
 

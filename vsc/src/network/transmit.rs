@@ -144,7 +144,14 @@ impl Transmit {
 
     /// Whether nothing is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.open.is_none() && self.small.loads.iter().all(|load| !load.in_use)
+        let rests = |slots: &Slots| slots.loads.iter().all(|load| !load.in_use);
+        self.open.is_none() && rests(&self.small) && self.large.as_ref().is_none_or(rests)
+    }
+
+    /// How many channels can share the sections, and the memory for long frames, with some of each for all.
+    pub(super) fn most_lanes(&self) -> usize {
+        let large = self.large.as_ref().map_or(usize::MAX, |large| large.loads.len());
+        self.small.loads.len().min(large)
     }
 
     /// Adds a frame to the section that is being filled; what is full goes to `unsent`.

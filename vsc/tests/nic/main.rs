@@ -446,3 +446,31 @@ async fn frames_that_nobody_takes_are_dropped_and_counted() {
     assert!((900..=1000).contains(&statistics.overrun), "{statistics:?}");
     assert_eq!(frames(&nic, 4096).await.len(), usize::try_from(statistics.received).unwrap());
 }
+
+#[tokio::test]
+async fn who_asks_is_answered_while_nobody_receives() {
+    let world = World::new(Script { echo: false, ..Script::default() }).await;
+    let options = NicOptions::new().receive_bytes(8 << 20);
+    let nic = world.open(options.clone()).await.unwrap();
+    // A frame to a packet, and more of them than a guest holds requests.
+    for number in 0..3000 {
+        world.script.order(Order::Deliver(vec![message(&frame(number, 60), &[])]));
+    }
+    while nic.statistics().received + nic.statistics().overrun < 3000 {
+        within("an answer", nic.keep_alive()).await.unwrap();
+    }
+    let came = bytes(&nic, 700).await;
+    assert!(came.iter().enumerate().all(|(number, came)| *came == frame(number, 60)), "the oldest are kept");
+    within("the end", nic.close()).await;
+
+    let mut queue = world.open(options).await.unwrap().into_queue().unwrap();
+    for number in 0..3000 {
+        world.script.order(Order::Deliver(vec![message(&frame(number, 60), &[])]));
+    }
+    let asked = tokio::task::spawn_blocking(move || {
+        while queue.statistics().overrun < 2000 {
+            queue.query(Oid::GEN_VENDOR_ID, &[]).unwrap();
+        }
+    });
+    within("answers", asked).await.unwrap();
+}

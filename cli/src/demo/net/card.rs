@@ -10,6 +10,9 @@ use vmbus_vsc::{NicError, NicQueue, TransmitInfo};
 
 /// Frames that wait for the stack at most; the provider keeps the others.
 const WAITING: usize = 512;
+/// The most that are taken at a time: of more, which come from a provider that delivers them again and again, the newest
+/// are lost.
+const WAITING_AT_MOST: usize = 8192;
 
 /// The card.
 pub(super) struct Card {
@@ -38,6 +41,9 @@ impl Card {
         }
         let (received, spare) = (&mut self.received, &mut self.spare);
         self.queue.receive(|view| {
+            if received.len() >= WAITING_AT_MOST {
+                return;
+            }
             let mut frame = spare.pop().unwrap_or_default();
             frame.resize(view.len(), 0);
             // One that cannot be read is lost, as on a wire.
