@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use vmbus_channels::{Buffer, Channel, Guest, Lent};
+use vmbus_core::network::ndis::PacketFilter;
 use vmbus_core::network::nvsp::{self, INDIRECTION_ENTRIES};
 use vmbus_core::network::{Oid, nvsp::MessageType};
 
@@ -177,6 +178,13 @@ impl Known {
     /// What was set and is to be set again.
     pub(super) fn settings(&self) -> Vec<(Oid, Vec<u8>)> {
         lock(&self.settings).iter().map(|(&oid, value)| (Oid(oid), value.clone())).collect()
+    }
+
+    /// Which frames are wanted at present, if anybody said so.
+    pub(super) fn filter(&self) -> Option<PacketFilter> {
+        let settings = lock(&self.settings);
+        let bits = settings.get(&Oid::GEN_CURRENT_PACKET_FILTER.0)?.first_chunk::<4>()?;
+        Some(PacketFilter::from_bits_retain(u32::from_le_bytes(*bits)))
     }
 
     /// This was set.

@@ -260,8 +260,8 @@ impl Nic {
         }
     }
 
-    /// Opens further queues, as far as the provider has them, until there are `queues` in all; gives how many there are
-    /// then. Can be done once. Which flows come by which queue is for
+    /// Opens further queues, as far as the provider has them and each finds memory to send from, until there are `queues`
+    /// in all; gives how many there are then. Can be done once. Which flows come by which queue is for
     /// [`set_rss`](Self::set_rss) to say; [`into_queues`](Self::into_queues) gives a queue to each of several threads.
     ///
     /// # Errors
@@ -296,7 +296,14 @@ impl Nic {
     /// # Errors
     /// As [`reopen`](Self::reopen).
     pub async fn set_mtu(&self, mtu: u32) -> Result<u32, NicError> {
-        let options = lock(&self.inner.current).known.options.clone().mtu(mtu);
+        let options = {
+            let current = lock(&self.inner.current);
+            let options = current.known.options.clone().mtu(mtu);
+            match current.known.filter() {
+                Some(filter) => options.filter(filter),
+                None => options,
+            }
+        };
         self.reopen(options).await?;
         Ok(self.info().mtu)
     }
@@ -418,7 +425,8 @@ impl Session {
 
     async fn widen(&self, guest: &Guest, instance: Guid, queues: u16) -> Result<(), NicError> {
         let most = u16::try_from(self.info.queues).unwrap_or(u16::MAX);
-        let wanted = queues.min(most).saturating_sub(1);
+        let room = u16::try_from(self.lane.engine().most_lanes()).unwrap_or(u16::MAX);
+        let wanted = queues.min(most).min(room).saturating_sub(1);
         if wanted == 0 || self.more.get().is_some() {
             return Ok(());
         }
@@ -474,7 +482,7 @@ impl Session {
                 // Another root is asked as well.
                 None => {
                     if let Some(conversation) = self.lane.engine().conversation() {
-                        conversation.interrupt();
+                        conversation.interrupt_sub_channels();
                     }
                 }
             }

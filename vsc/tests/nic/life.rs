@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmbus_channels::test_utils::Succession;
 use vmbus_channels::{ChannelError, Guest, Resume, Root};
 use vmbus_core::network::Oid;
+use vmbus_core::network::ndis::PacketFilter;
 use vmbus_vsc::{Nic, NicError, NicOptions};
 
 use super::peer::{Order, Peer, Script, message};
@@ -50,6 +51,16 @@ async fn another_mtu_needs_another_opening() {
     let groups = set.iter().filter(|(oid, _)| *oid == Oid::ETHERNET_MULTICAST_LIST).count();
     assert_eq!(groups, 4, "what was set is set again");
     assert_eq!(kept[0].to_vec().unwrap(), frame(1, 900), "what was received stays");
+}
+
+#[tokio::test]
+async fn another_mtu_leaves_the_filter_as_it_was_set() {
+    let world = World::new(Script::default()).await;
+    let nic = world.nic().await;
+    nic.set_filter(PacketFilter::MULTICAST).await.unwrap();
+    within("the change", nic.set_mtu(9000)).await.unwrap();
+    let filter = PacketFilter::MULTICAST.bits().to_le_bytes().to_vec();
+    assert_eq!(world.script.seen().set.last(), Some(&(Oid::GEN_CURRENT_PACKET_FILTER, filter)));
 }
 
 #[tokio::test]

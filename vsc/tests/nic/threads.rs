@@ -5,9 +5,11 @@ use std::time::Duration;
 use vmbus_core::network::Oid;
 use vmbus_core::network::ndis::{PacketFilter, RssHashInfo};
 
-use super::peer::Script;
+use super::peer::{Order, Script, message};
 use super::{PATIENCE, PLAIN, World, frame, within};
-use vmbus_vsc::NicOptions;
+use smoltcp::phy::{Device as _, RxToken as _, TxToken as _};
+use vmbus_core::network::LargeSend;
+use vmbus_vsc::{NicDevice, NicOptions, TransmitInfo};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thread_sends_and_receives_in_batches() {
@@ -133,4 +135,62 @@ async fn several_threads_have_a_queue_each() {
         assert!(of_queue.map(|(sent, _)| sent.clone()).eq(wanted), "queue {index}: all, in order");
     }
     assert_eq!(seen.sub_channels, 3);
+}
+
+#[tokio::test]
+async fn queues_share_memory_when_all_of_it_is_free() {
+    let world = World::new(Script { queues: 4, holds: true, echo: false, ..Script::default() }).await;
+    let nic = world.open(NicOptions::new().large_frames(3)).await.unwrap();
+    let large_send = LargeSend { segment_size: 1448, tcp_offset: 34, version_2: true, ipv6: false };
+    let info = TransmitInfo { large_send: Some(large_send), ..PLAIN };
+    nic.send(&frame(1, 60_000), info).await.unwrap();
+    within("the frame", world.script.until(|seen| seen.frames.len() == 1)).await;
+    let mut widened = std::pin::pin!(nic.widen(4));
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut widened).await;
+    assert!(early.is_err(), "a slot for long frames is on its way");
+    world.script.order(Order::Release);
+    assert_eq!(within("the queues", widened).await.unwrap(), 3, "each has a slot for long frames");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stack_whose_answers_find_no_room_waits_for_it() {
+    let script = Script { holds: true, echo: false, max_messages: 1, ..Script::default() };
+    let world = World::new(script).await;
+    // Room for ten frames, and twenty to be answered.
+    let nic = world.open(NicOptions::new().send_bytes(10 * 6144)).await.unwrap();
+    world.script.order(Order::Deliver((0..20).map(|number| message(&frame(number, 60), &[])).collect()));
+    let mut device = NicDevice::new(nic.into_queue().unwrap());
+    let answer = |device: &mut NicDevice| {
+        let mut answered = 0;
+        while let Some((received, sending)) = device.receive(smoltcp::time::Instant::ZERO) {
+            let bytes = received.consume(<[u8]>::to_vec);
+            sending.consume(bytes.len(), |into| into.copy_from_slice(&bytes));
+            answered += 1;
+        }
+        answered
+    };
+    let script = std::sync::Arc::clone(&world.script);
+    let worked = tokio::task::spawn_blocking(move || {
+        let mut answered = 0;
+        while answered < 10 {
+            device.wait(Some(PATIENCE)).unwrap();
+            answered += answer(&mut device);
+        }
+        assert_eq!(answered, 10);
+        let (begun, pause) = (std::time::Instant::now(), Duration::from_millis(50));
+        device.wait(Some(pause)).unwrap();
+        assert!(begun.elapsed() >= pause, "there is nothing to do");
+        assert!(device.transmit(smoltcp::time::Instant::ZERO).is_none());
+        let until = std::time::Instant::now() + PATIENCE;
+        while answered < 20 {
+            assert!(std::time::Instant::now() < until, "{answered} answers");
+            // Only what is held by now.
+            script.order(Order::Release);
+            device.wait(Some(Duration::from_millis(10))).unwrap();
+            answered += answer(&mut device);
+        }
+    });
+    within("all answers", worked).await.unwrap();
+    let seen = within("twenty frames", world.script.until(|seen| seen.frames.len() == 20)).await;
+    assert!(seen.frames.iter().enumerate().all(|(number, (sent, _))| *sent == frame(number, 60)));
 }

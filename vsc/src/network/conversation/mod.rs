@@ -189,9 +189,9 @@ impl Conversation {
         self.requests.forget(ticket);
     }
 
-    /// Requests that the last root took to its grave: they never end.
-    pub(super) fn interrupt(&mut self) {
-        self.requests.clear();
+    /// The last root took a request for sub-channels to its grave: it never ends. Other requests are for those who wait
+    /// for them to give up.
+    pub(super) fn interrupt_sub_channels(&mut self) {
         self.asks_for_sub_channels = false;
     }
 
