@@ -177,9 +177,13 @@ async fn a_stack_whose_answers_find_no_room_waits_for_it() {
             answered += answer(&mut device);
         }
         assert_eq!(answered, 10);
-        let (begun, pause) = (std::time::Instant::now(), Duration::from_millis(50));
-        device.wait(Some(pause)).unwrap();
-        assert!(begun.elapsed() >= pause, "there is nothing to do");
+        // It may be woken for nothing, but not all the time.
+        let (begun, mut waits) = (std::time::Instant::now(), 0);
+        while begun.elapsed() < Duration::from_millis(100) {
+            device.wait(Some(Duration::from_millis(50))).unwrap();
+            waits += 1;
+        }
+        assert!(waits < 50, "{waits} waits in 100 ms, with nothing to do");
         assert!(device.transmit(smoltcp::time::Instant::ZERO).is_none());
         let until = std::time::Instant::now() + PATIENCE;
         while answered < 20 {
@@ -189,8 +193,10 @@ async fn a_stack_whose_answers_find_no_room_waits_for_it() {
             device.wait(Some(Duration::from_millis(10))).unwrap();
             answered += answer(&mut device);
         }
+        // What it sent last is on its way.
+        device
     });
-    within("all answers", worked).await.unwrap();
+    let _device = within("all answers", worked).await.unwrap();
     let seen = within("twenty frames", world.script.until(|seen| seen.frames.len() == 20)).await;
     assert!(seen.frames.iter().enumerate().all(|(number, (sent, _))| *sent == frame(number, 60)));
 }
