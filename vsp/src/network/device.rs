@@ -110,7 +110,7 @@ impl Device {
             filter: PacketFilter::empty(),
             groups: Vec::new(),
             address: identity.address,
-            offload: capabilities(Coalescing { v4: true, v6: true }),
+            offload: capabilities(Coalescing::default()),
             coalescing: Coalescing::default(),
             rss: None,
             identity,
@@ -194,10 +194,9 @@ impl Device {
         self.offload.as_bytes().to_vec()
     }
 
-    /// No frames are wanted any more, of no group.
+    /// Nothing is set any more, and no frames are wanted.
     fn forget(&mut self) {
-        self.filter = PacketFilter::empty();
-        self.groups.clear();
+        *self = Self { stage: self.stage, ..Self::new(self.identity.clone()) };
     }
 }
 

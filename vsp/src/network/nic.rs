@@ -103,7 +103,7 @@ impl Nic {
     }
 
     fn changed(&self) {
-        self.channels.store(self.receiver.attached(), Ordering::Release);
+        self.channels.store(self.receiver.attached().len(), Ordering::Release);
         self.receiver.stir_primary();
     }
 

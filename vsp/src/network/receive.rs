@@ -120,8 +120,10 @@ impl Receiver {
     }
 
     /// Channels that frames can go to.
-    pub(super) fn attached(&self) -> usize {
-        self.lock().queues.iter().filter(|queue| queue.channel.is_some()).count()
+    pub(super) fn attached(&self) -> Vec<u32> {
+        let receiving = self.lock();
+        let there = receiving.queues.iter().zip(0..).filter(|(queue, _)| queue.channel.is_some());
+        there.map(|(_, index)| index).collect()
     }
 
     /// The guest has a receive buffer.

@@ -4,6 +4,8 @@
 //! the channel sees to it that it does so once. A chain is named by its first section and by which buffer it is of, so
 //! that what comes back late to another buffer is nobody's.
 
+use std::collections::HashSet;
+
 use vmbus_core::network::nvsp::ReceiveSection;
 
 use super::memory::SharedBuffer;
@@ -159,6 +161,7 @@ impl Sections {
 
     /// Of the chains sent on a channel, those not among `names` are not with the guest any more.
     pub(super) fn keep_only(&mut self, channel: u16, names: &[u64]) {
+        let names: HashSet<u64> = names.iter().copied().collect();
         for first in 0..u32::try_from(self.sent_on.len()).unwrap_or(0) {
             let name = u64::from(self.generation) << 32 | u64::from(first);
             if self.sent_on[first as usize] == Some(channel) && !names.contains(&name) {

@@ -16,7 +16,8 @@ use tokio::task::coop::consume_budget;
 use tokio::task::yield_now;
 use vmbus_channels::{Channel, ChannelError, Completions, OpenRequest, Refusal, Reply, Request, Session};
 use vmbus_core::network::nvsp::{
-    Buffer, ChannelType, Encoded, INDIRECTION_ENTRIES, Message, NO_SECTION, Status as NvspStatus,
+    Buffer, Capabilities, ChannelType, Encoded, INDIRECTION_ENTRIES, Message, NO_SECTION,
+    Status as NvspStatus,
 };
 use vmbus_core::network::{Version, rndis};
 use vmbus_ringbuf::TransferRange;
@@ -205,7 +206,7 @@ impl NetworkSession {
         self.attach_if_ready(channel);
         if let Role::Primary(primary) = &mut self.role {
             let link = *primary.link.borrow();
-            primary.tell_link(link)?;
+            primary.tell_link(link, &self.nvsp)?;
         }
         Ok(())
     }
@@ -273,7 +274,7 @@ impl NetworkSession {
             primary.link_changed = false;
             let link = *primary.link.borrow_and_update();
             self.nic.apply(&primary.device, &self.nvsp, link);
-            primary.tell_link(link)?;
+            primary.tell_link(link, &self.nvsp)?;
         }
         if self.nic.drop_recalled() {
             self.nvsp.buffer_gone(Buffer::Send);
@@ -436,7 +437,7 @@ impl NetworkSession {
         }
         if tell_link {
             primary.told = Link { connected: true, ..link };
-            primary.tell_link(link)?;
+            primary.tell_link(link, &self.nvsp)?;
         }
         Ok(NvspStatus::SUCCESS)
     }
@@ -541,8 +542,8 @@ impl Primary {
         self.wait_with(Waiting::Control(message))
     }
 
-    /// Tells the guest how the link has changed since it was last told.
-    fn tell_link(&mut self, link: Link) -> Result<(), ChannelError> {
+    /// Tells the guest how the link has changed since it was last told: of its speed only one who knows teams.
+    fn tell_link(&mut self, link: Link, nvsp: &Nvsp) -> Result<(), ChannelError> {
         if self.device.stage == Stage::Halted {
             self.told = link;
             return Ok(());
@@ -555,7 +556,7 @@ impl Primary {
             };
             self.indicate(status, &[])?;
         }
-        if told.speed != link.speed {
+        if told.speed != link.speed && nvsp.capabilities().contains(Capabilities::TEAMING) {
             let speed = objects::speed_word(link.speed).to_le_bytes();
             self.indicate(rndis::Status::LINK_SPEED_CHANGE, &speed)?;
         }
@@ -598,9 +599,10 @@ impl Waiting {
 
 /// The table of channels for flows from the guest.
 fn table(nic: &Nic, nvsp: &Nvsp) -> Encoded {
-    let channels = nic.channels.load(Ordering::Acquire).max(1);
+    let channels = nic.receiver.attached();
+    // With none there is the primary channel, over which this goes.
     let table = std::array::from_fn::<u32, INDIRECTION_ENTRIES, _>(|entry| {
-        u32::try_from(entry % channels).unwrap_or(0)
+        channels.get(entry % channels.len().max(1)).copied().unwrap_or(0)
     });
     Message::IndirectionTable { table }.encode(nvsp.version().unwrap_or(Version::V5))
 }

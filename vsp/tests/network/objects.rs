@@ -225,3 +225,22 @@ async fn values_that_make_no_sense_are_refused_and_change_nothing() {
     assert_eq!(driver.query(Oid::GEN_CURRENT_PACKET_FILTER, &[]).await.1, word(0xd));
     assert!(driver.query(Oid::ETHERNET_MULTICAST_LIST, &[]).await.1.is_empty());
 }
+
+#[tokio::test]
+async fn coalescing_is_on_when_it_was_switched_on_and_until_a_reset() {
+    let world = World::new().await;
+    let mut driver = world.running().await;
+    let current = Oid::TCP_OFFLOAD_CURRENT_CONFIG;
+    let is_on = |value: &[u8]| Offload::read(value).unwrap().rsc_v4 == 1;
+    assert!(!is_on(&driver.query(current, &[]).await.1), "nobody has switched it on");
+    let parameters = OffloadParameters {
+        header: header_of::<OffloadParameters>(),
+        rsc_v4: 2,
+        ..OffloadParameters::default()
+    };
+    assert_eq!(driver.set(Oid::TCP_OFFLOAD_PARAMETERS, parameters.as_bytes()).await, Status::SUCCESS);
+    let _told_which_are_on = driver.hear().await;
+    assert!(is_on(&driver.query(current, &[]).await.1));
+    driver.control(vmbus_core::network::rndis::Message::Reset).await;
+    assert!(!is_on(&driver.query(current, &[]).await.1));
+}

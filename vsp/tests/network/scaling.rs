@@ -145,6 +145,17 @@ async fn what_goes_to_a_sub_channel_that_has_closed_goes_to_the_primary() {
     assert_eq!(primary.receive(flows.len()).await, flows, "what the other had is free again");
 }
 
+/// The table named as many channels as there were, and with them one that was gone.
+#[tokio::test]
+async fn the_table_names_the_channels_that_are_left() {
+    let world = World::new().await;
+    let primary = world.running().await;
+    let mut subs = scale(&world, &primary, 2).await;
+    table(&primary).await;
+    drop(subs.remove(0));
+    assert_eq!(table(&primary).await, std::array::from_fn(|entry| entry as u32 % 2 * 2));
+}
+
 #[tokio::test]
 async fn sub_channels_are_granted_once_and_within_the_limit() {
     let limits = Limits { max_queues: 4, ..Limits::default() };
