@@ -95,8 +95,8 @@ impl Lender {
     }
 }
 
-/// Memory that a guest lends its device under a name. Whoever has it should drop it when [`is_wanted_back`](Self::is_wanted_back)
-/// (Self::is_wanted_back): the guest does not get its memory back before.
+/// Memory that a guest lends its device under a name. Whoever has it should drop it when it
+/// [is wanted back](Self::is_wanted_back): the guest does not get its memory before.
 pub struct Borrowed {
     pages: GuestPages,
     wanted_back: Arc<AtomicBool>,
