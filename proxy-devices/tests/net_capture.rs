@@ -17,6 +17,7 @@ use vmbus_vsp::network::switch::{
 };
 
 const ALICE: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+const BOB: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const HOST: MacAddress = MacAddress([2, 0, 0, 0, 0, 9]);
 
 /// A root with one network: the built-in host, alice, and bob, who sends to himself all the time.
@@ -40,9 +41,14 @@ impl World {
         let options = HostOptions { mac: Some(HOST), ..HostOptions::new(Ipv4Addr::new(10, 0, 0, 1), 24) };
         let host = HostPort::connect(&switch, &options, PortSettings::new("host")).unwrap();
         let alice = switch.connect(Sink::new(), PortSettings::new("alice")).unwrap();
-        let bob = MacAddress([2, 0, 0, 0, 0, 2]);
-        let traffic = Traffic { from: bob, to: bob, frame_len: 777, burst: 1, rate: Some(2000) };
+        let traffic = Traffic { from: BOB, to: BOB, frame_len: 777, burst: 1, rate: Some(2000) };
         let bob = Generator::start(&switch, traffic, PortSettings::new("bob")).unwrap();
+        // Until the switch knows where he is, everybody gets what is for him.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while switch.addresses().iter().all(|known| known.address != BOB) {
+            assert!(Instant::now() < deadline, "bob sends nothing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Self { folder, _runtime: runtime, _root: root, switch, alice, _host: host, _bob: bob }
     }
 
