@@ -1,5 +1,5 @@
 //! Page lists beside those of the rings: memory of a guest that a device uses for as long as the guest lets it
-//! (`docs/src/protocol/control.md`, "Page lists").
+//! (`docs/src/protocol/control.md`, "Server: page lists").
 //!
 //! The partition's task notes which lists there are; a session borrows those that its protocol names. A list that the
 //! guest wants back is torn down when its session has let go of it.
