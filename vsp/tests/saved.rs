@@ -32,6 +32,8 @@ struct Moody {
     count: AtomicUsize,
     /// While set, what takes its time takes all the time.
     stuck: Arc<AtomicBool>,
+    /// Requests that took their time.
+    waits: Arc<AtomicUsize>,
 }
 
 impl Moody {
@@ -40,6 +42,7 @@ impl Moody {
     }
 
     async fn wait(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_micros(500)).await;
         while self.stuck.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -91,19 +94,27 @@ struct World {
     guest: Arc<Guest>,
     lun: Arc<Lun>,
     stuck: Arc<AtomicBool>,
+    waits: Arc<AtomicUsize>,
 }
 
 impl World {
     async fn new() -> Self {
         let stuck = Arc::new(AtomicBool::new(false));
         let memory = Memory::new(8 << 20).unwrap();
-        let lun = Arc::new(Lun::new(Moody { memory, count: AtomicUsize::new(0), stuck: Arc::clone(&stuck) }));
+        let waits = Arc::new(AtomicUsize::new(0));
+        let moody = Moody {
+            memory,
+            count: AtomicUsize::new(0),
+            stuck: Arc::clone(&stuck),
+            waits: Arc::clone(&waits),
+        };
+        let lun = Arc::new(Lun::new(moody));
         let root = root(&lun);
         let (theirs, ours) = local::pair(&GuestOptions::named("guest"), root.next_partition()).unwrap();
         let end: Arc<dyn RootEnd> = Arc::new(theirs);
         root.attach(Arc::clone(&end));
         let guest = timeout(LONG, Guest::builder().attach(Arc::new(ours))).await.unwrap().unwrap();
-        Self { root, end, guest: Arc::new(guest), lun, stuck }
+        Self { root, end, guest: Arc::new(guest), lun, stuck, waits }
     }
 
     fn partition(&self) -> u32 {
@@ -355,6 +366,14 @@ async fn a_save_waits_for_requests_in_flight_but_not_for_ever() {
     for _ in 0..6 {
         pending.push(disk.send(&packet, [buffer.range(..)]).await.unwrap());
     }
+    // What is still in the ring then is nobody's to wait for.
+    timeout(LONG, async {
+        while world.waits.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("a request is stuck");
     let bytes = world.save().await;
     let next = root(&world.lun);
     world.stuck.store(false, Ordering::Relaxed);
